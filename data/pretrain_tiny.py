@@ -1,0 +1,184 @@
+#!/usr/bin/env python3
+"""Pretrain the tiny backbone on drawn and captioned images.
+
+The method assumes a pretrained vision-language model. No public one is small enough to train in minutes on a
+laptop, so this script makes one of 2.5 million parameters. What it learns is what a public model knows before
+it meets a recommender: to say what an image looks like, which topic a title's words belong to, what several
+pictures share, and to find and copy a line of a list. Every image is drawn anew, every title is a random word
+and name, and nothing of the toy catalogue (its items, its users, their choices) is used.
+
+First the vision tower alone learns to point at the word for what it sees, as contrastive pretraining would teach
+it; then the whole model learns from captions, and from lists that grow longer.
+
+    python data/pretrain_tiny.py                   makes src/hanorec/tiny_backbone, which ships
+    python data/pretrain_tiny.py --output DIR --minutes 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import pydoc_data.topics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from hanorec import tiny
+from hanorec.backbone import ImageEncoder, load_backbone
+from hanorec.prompts import HISTORY, QUESTIONS
+from hanorec.scoring import Prompt, score
+from hanorec.toy import NAMES, STYLES, THEMES, draw
+
+DESCRIBE = "What is it?"
+SHARED = "What do most of them share?"
+MATCH = "Which of these fits them best?"
+OTHER_TEXT = [*QUESTIONS.values(), "an item", "Yes", "No", "\n", *(f" ({year})" for year in range(1900, 2030))]
+
+
+def vocabulary_texts() -> list[str]:
+    """What the tokenizer is learnt from: the words above, often, and English prose (Python's own manual)."""
+    sentences = [HISTORY, DESCRIBE, SHARED, MATCH, *OTHER_TEXT, "User:", "Assistant:"]
+    titles = [f"{word} {name}" for word, name in zip(sum(THEMES.values(), ()) * len(NAMES), NAMES)]
+    captions = [f"{style}, {theme} {style}" for style in STYLES for theme in THEMES]
+    return (sentences + titles + captions) * 200 + list(pydoc_data.topics.topics.values())
+
+
+class Captions:
+    """Random examples: images by number in a pool that is drawn anew, words, an instruction, an answer."""
+
+    def __init__(self, encoder: ImageEncoder, styles: list[str], rng: np.random.Generator):
+        self.encoder, self.rng = encoder, rng
+        self.by_style = {style: [i for i, s in enumerate(styles) if s == style] for style in STYLES}
+        self.tokens = {}
+
+    def ids(self, text: str) -> list[int]:
+        if text not in self.tokens:
+            self.tokens[text] = self.encoder.backbone.tokens(text)
+        return self.tokens[text]
+
+    def title(self, theme: str) -> str:
+        return f"{self.rng.choice(THEMES[theme])} {self.rng.choice(NAMES)}"
+
+    def batch(self, size: int, spent: float) -> tuple[int, list[tuple[Prompt, list[list[int]]]]]:
+        """Examples of one task, history length and list length, so that little is padding. Captions come first;
+        lists grow while `spent`, the share of the time gone, passes one half."""
+        task = 0 if spent < 0.05 else int(self.rng.choice(3, p=[0.15, 0.15, 0.7]))
+        number = int(self.rng.integers(1, 4 if spent < 0.05 else 7))
+        lines = int(self.rng.integers(2, 5 + round(15 * min(1, 2 * spent))))
+        return task, [self.example(task, number, lines) for _ in range(size)]
+
+    def example(self, task: int, number: int, lines: int) -> tuple[Prompt, list[list[int]]]:
+        rng, backbone = self.rng, self.encoder.backbone
+        favourite = str(rng.choice(STYLES)), str(rng.choice(list(THEMES)))
+        styles = [favourite[0] if rng.random() < 0.6 else str(rng.choice(STYLES)) for _ in range(number)]
+        themes = [favourite[1] if rng.random() < 0.6 else str(rng.choice(list(THEMES))) for _ in range(number)]
+        style = max(STYLES, key=lambda s: (styles.count(s), s == favourite[0]))
+        theme = max(THEMES, key=lambda t: (themes.count(t), t == favourite[1]))
+        images = [int(rng.choice(self.by_style[s])) for s in styles]
+        ids = backbone.head + self.ids(HISTORY)
+        for image, topic in zip(images, themes):
+            ids = ids + self.ids("\n") + self.encoder.block(image) + self.ids(self.title(topic))
+        if task == 0:  # caption one of them, the last
+            question, answer = self.ids("\n" + DESCRIBE), f"{styles[-1]}, {themes[-1]}"
+        elif task == 1:
+            question, answer = self.ids("\n" + SHARED), f"{style}, {theme}"
+        else:  # a list of described titles, one of which fits both look and topic
+            cells = [(s, t) for s in STYLES for t in THEMES if (s, t) != (style, theme)]
+            picked = rng.choice(len(cells), lines, replace=False)
+            described = [(style, theme), *(cells[p] for p in picked)]
+            titles = [self.title(t) for _, t in described]
+            answer, told = titles[0], rng.random() < 0.9
+            question = self.ids("\n" + MATCH)
+            for k in rng.permutation(len(described)):
+                look = f" {described[k][0]}" if told else ""
+                question = question + self.ids("\n") + self.ids(titles[k]) + self.ids(look)
+        prompt = Prompt(ids + question + backbone.middle, images)
+        return prompt, [self.ids(answer) + backbone.tail]
+
+
+def pretrain_vision(encoder: ImageEncoder, styles: list[str], minutes: float, rng: np.random.Generator) -> float:
+    """Train vision tower and connector so that an image's mean feature points at the embedding of its style's
+    word, among all styles. Drawings are mirrored, turned and recoloured. Returns the last accuracies' mean."""
+    model, backbone = encoder.backbone.model, encoder.backbone
+    pixels = torch.cat([p["pixel_values"] for p in encoder.pixels])
+    labels = torch.tensor([STYLES.index(style) for style in styles])
+    words = torch.tensor([[backbone.tokens(text)[0] for text in (style, f" {style}")] for style in STYLES])
+    parameters = [*model.model.vision_model.parameters(), *model.model.connector.parameters()]
+    table = model.get_input_embeddings().weight
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.05)
+    begun, accuracy = time.time(), 0.0
+    while (spent := (time.time() - begun) / (60 * minutes)) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * min(1, 50 * spent) * (0.05 + 0.95 * (1 + math.cos(math.pi * spent)) / 2)
+        chosen = torch.from_numpy(rng.integers(0, len(labels), 96))
+        view = pixels[chosen][:, :, rng.permutation(3)]
+        view = view.flip(-1) if rng.random() < 0.5 else view
+        view = view.transpose(-1, -2) if rng.random() < 0.5 else view
+        view = -view if rng.random() < 0.5 else view
+        features = torch.stack([f.mean(dim=0) for f in model.get_image_features(view, return_dict=True).pooler_output])
+        targets = torch.nn.functional.normalize(table[words].mean(dim=1).detach(), dim=-1)
+        logits = features @ targets.T
+        loss = torch.nn.functional.cross_entropy(logits, labels[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        accuracy += 0.02 * ((logits.argmax(dim=1) == labels[chosen]).float().mean().item() - accuracy)
+    return accuracy
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=tiny.PRETRAINED, help="where the checkpoint goes (default: the package)")
+    parser.add_argument("--minutes", type=float, default=30, help="how long to train; the schedule follows the clock (default 30)")
+    parser.add_argument("--batch-size", type=int, default=24, help="examples a step (default 24)")
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="peak of the cosine schedule (default 1.5e-3)")
+    parser.add_argument("--pool", type=int, default=1200, help="drawings kept at a time (default 1200)")
+    parser.add_argument("--seed", type=int, default=7)
+    args = parser.parse_args()
+
+    torch.manual_seed(args.seed)
+    rng = np.random.default_rng(args.seed)
+    tiny.save_tiny(args.output, vocabulary_texts())
+    backbone = load_backbone(str(args.output), dtype="float32")
+    model = backbone.model.train()
+    styles = [STYLES[i % len(STYLES)] for i in range(5 * args.pool)]
+    encoder = ImageEncoder(backbone, [draw(style, rng) for style in styles], progress=False)
+    seen = pretrain_vision(encoder, styles, 0.15 * args.minutes, rng)
+    tqdm.write(f"vision tower: names the style of {seen:.1%} of its drawings")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
+    begun, step, captions, average, seconds = time.time(), 0, None, [10.0] * 3, 0.85 * 60 * args.minutes
+    bar = tqdm(total=round(seconds), unit="s")
+    while (spent := (time.time() - begun) / seconds) < 1:
+        if step % 400 == 0:  # fresh drawings
+            styles = [STYLES[i % len(STYLES)] for i in range(args.pool)]
+            encoder = ImageEncoder(backbone, [draw(style, rng) for style in styles], progress=False)
+            captions = Captions(encoder, styles, rng)
+        warm = min(1, (step + 1) / 200)
+        for group in optimizer.param_groups:
+            group["lr"] = args.learning_rate * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * spent)) / 2)
+        task, batch = captions.batch(args.batch_size, spent)
+        prompts, answers = zip(*batch)
+        loss = -score(encoder, prompts, answers).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        average[task] += 0.05 * (loss.item() - average[task])
+        bar.n = round(time.time() - begun)
+        bar.set_postfix(step=step, losses=" ".join(f"{value:.3f}" for value in average))
+    bar.close()
+
+    model.half().save_pretrained(args.output)  # half the bytes; loading turns it into float32 again
+    facts = dict(steps=step, batch_size=args.batch_size, minutes=args.minutes, seed=args.seed, losses=average)
+    (args.output / "pretraining.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    print(f"{step} steps; saved in {args.output}")
+
+
+if __name__ == "__main__":
+    main()

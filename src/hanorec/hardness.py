@@ -1,0 +1,89 @@
+"""How hard each preference pair is: catalogue embeddings → neighbours → a hardness weight for every pair (HaRS).
+
+In: the backbone's own view of titles and images, and the examples. Out: λ for every pair (arXiv 2511.18740,
+Eqs. 5 and 6). An item's embedding fuses the mean of its title's token embeddings and the mean of its image
+features, which live in one space: the language model's input. Neighbours are searched in blocks, so memory grows
+with the catalogue and not with its square, and are kept on disk with a fingerprint of what they were made from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from hanorec.backbone import ImageEncoder
+from hanorec.catalog import Catalog, DataError, content_fingerprint
+from hanorec.losses import hardness_weight, neighbourhood_distance
+from hanorec.preferences import Example
+
+
+@torch.no_grad()
+def embed_items(encoder: ImageEncoder, titles: Sequence[str], *, batch_size: int = 256) -> Tensor:
+    """e_i = norm(norm(text_i) + norm(image_i)), [items, width] float32 on the CPU; text alone without an image."""
+    backbone = encoder.backbone
+    table = backbone.model.get_input_embeddings().weight
+    rows = []
+    for start in range(0, len(titles), batch_size):
+        items = range(start, min(start + batch_size, len(titles)))
+        text = torch.stack([table[backbone.tokens(titles[item])].float().mean(dim=0) for item in items])
+        image = torch.zeros_like(text)
+        shown = [item for item in items if encoder.block(item)]
+        for item, features in zip(shown, encoder.each(shown)):
+            image[item - start] = features.float().mean(dim=0)
+        rows.append(normalize(normalize(text, dim=1) + normalize(image, dim=1), dim=1).cpu())
+    return torch.cat(rows)
+
+
+def nearest(embeddings: Tensor, k: int, *, block: int = 1024) -> tuple[Tensor, Tensor]:
+    """The k largest cosine similarities of every item to the others, descending, and whose they are.
+
+    embeddings [items, width], of length 1. Returns ([items, k], [items, k]); memory is block × items.
+    Errors: DataError where there are not k other items.
+    """
+    if not 1 <= k < len(embeddings):
+        raise DataError(f"{k} neighbours asked for, but an item has {len(embeddings) - 1} others")
+    found = []
+    for start in range(0, len(embeddings), block):
+        similarities = embeddings[start : start + block] @ embeddings.T
+        rows = torch.arange(len(similarities))
+        similarities[rows, start + rows] = -torch.inf  # an item is no neighbour of its own
+        found.append(similarities.topk(k, dim=1))
+    return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+
+
+def item_neighbours(encoder: ImageEncoder, catalog: Catalog, k: int, cache: Path, weights: str) -> tuple[Tensor, Tensor]:
+    """`nearest` of the whole catalogue, read from `cache` where that was made from the same things.
+
+    weights: the fingerprint of the model. Anything else it depends on (titles, image files, k) is added here, so
+    a changed title, poster or model makes it anew.
+    """
+    images = [path if path is not None else "no image" for path in catalog.images]
+    fingerprint = content_fingerprint(weights, str(k), *catalog.titles, *images)
+    try:
+        with safe_open(cache, framework="pt") as file:
+            if (file.metadata() or {}).get("made_from") == fingerprint:
+                return file.get_tensor("similarities"), file.get_tensor("neighbours")
+    except (OSError, SafetensorError):
+        pass  # none yet, or cut short: made anew
+    similarities, neighbours = nearest(embed_items(encoder, catalog.titles), k)
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    partial = cache.with_suffix(".partial")
+    save_file({"similarities": similarities, "neighbours": neighbours}, partial, {"made_from": fingerprint})
+    partial.replace(cache)
+    return similarities, neighbours
+
+
+def pair_hardness(similarities: Tensor, examples: Sequence[Example], *, temperature: float = 1.0) -> Tensor:
+    """λ of every pair, [examples, pairs an example]. Where a response lists several items, δ is the mean over
+    their pairs (Eq. 5); the mean of Eq. 6 is over all pairs given."""
+    pairs = torch.tensor([example.item_pairs for example in examples])  # [examples, pairs, items a response, 2]
+    chosen, rejected = pairs.view(-1, 2).T
+    distance = neighbourhood_distance(similarities[chosen], similarities[rejected], temperature=temperature)
+    distance = distance.view(pairs.shape[:3]).mean(dim=2)
+    return hardness_weight(distance.flatten()).view_as(distance)

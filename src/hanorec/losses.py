@@ -1,0 +1,279 @@
+"""HaNoRec's mathematics (arXiv 2511.18740): tensors in, tensors out, nothing but PyTorch.
+
+In: the logits a policy and a frozen reference give to a chosen and a rejected response, and the similarities
+of the two items to their nearest neighbours in the catalogue. `response_logps` turns logits into one
+log-probability a response; `neighbourhood_distance` and `hardness_weight` turn similarities into one hardness
+a pair (once a run, before training). Out: `hanorec_loss` joins the two in DPO with a β for every pair, and
+returns the loss with what is worth logging. The noise that regularises the policy enters at its logits
+(`response_logps(..., noise_std=)`) or at its LoRA weights (`perturbed_lora`), in training alone.
+
+Shapes: B pairs, K neighbours, T positions, V vocabulary; `[]` is a scalar. Log-probabilities are in nats.
+Half precision is computed in float32; float64 stays float64. Everywhere, shapes that do not match, empty
+batches and values that are not finite raise `ValueError` with the argument's name in front; a docstring lists
+what else does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+IGNORE = -100  # the label of a position that is no part of a response
+NEAR_ZERO = 1e-8  # Eq. 8 does not divide by a mean gap this small
+
+
+class LossOutput(NamedTuple):
+    """What `hanorec_loss` returns; only `loss` and `losses` carry a gradient."""
+
+    loss: Tensor  # []  mean of `losses`, in nats
+    losses: Tensor  # [B] one a pair
+    beta: Tensor  # [B] adaptive β of each pair, Eq. 11
+    responsiveness: Tensor  # []  η, Eq. 8
+    chosen_rewards: Tensor  # [B] β · log π_θ/π_ref of the chosen response
+    rejected_rewards: Tensor  # [B] the same of the rejected one
+
+
+def response_logps(
+    logits: Tensor, labels: Tensor, *, noise_std: float = 0.0, generator: torch.Generator | None = None
+) -> Tensor:
+    """log π(y|x), summed over each response; with `noise_std` > 0, NoDO as the paper's abstract states it.
+
+    Args:
+        logits: [B, T, V], aligned: `logits[:, t]` predicts `labels[:, t]`, nothing is shifted here. A token
+            may be masked with -inf, unless it is a label.
+        labels: [B, T] token ids; -100 is left out of the sum, so a row of -100 alone (padding) gives 0.
+        noise_std: σ_n, in units of a logit.
+        generator: source of ε; it may live on another device than the logits.
+    Returns: [B] in nats, float32 or float64.
+    Raises: ValueError for a label that is neither -100 nor in [0, V), or a negative `noise_std`.
+    """
+    _check(logits.ndim == 3 and logits.numel() > 0, "logits", f"must be [B, T, V], got {tuple(logits.shape)}")
+    _check(labels.shape == logits.shape[:2], "labels", f"must be [B, T] of logits, got {tuple(labels.shape)}")
+    _check(not labels.is_floating_point() and labels.dtype != torch.bool, "labels", "must be integers")
+    _check(0 <= noise_std < math.inf, "noise_std", f"must be finite and at least 0, got {noise_std}")
+    keep = labels != IGNORE
+    targets = labels[keep].long()  # [N]
+    _check(((targets >= 0) & (targets < logits.shape[-1])).all(), "labels", "must be -100 or in [0, V)")
+    # Response positions first: a prompt's logits are then neither copied to float32 nor given noise, and
+    # whatever stands there (even nan) reaches neither the value nor the gradient.
+    z = _wide(logits[keep])  # [N, V]
+    if noise_std > 0:
+        z = torch.add(z, _gaussian(z, generator), alpha=noise_std)  # NoDO: z̃ = z + σ_n ε, ε ~ N(0, I)
+    # log softmax at the label only: the [N, V] of all log-probabilities is never stored.
+    logps = z.gather(-1, targets[:, None])[:, 0] - z.logsumexp(-1)
+    _check(logps.isfinite().all(), "logits", "give a log-probability that is not finite")
+    return z.new_zeros(labels.shape).masked_scatter(keep, logps).sum(-1)
+
+
+def neighbourhood_distance(
+    chosen_similarities: Tensor, rejected_similarities: Tensor, *, temperature: float = 1.0
+) -> Tensor:
+    """Paper's Eq. 5: δ = ‖softmax(S_w/τ) − softmax(S_l/τ)‖₂, the distance of two items' neighbourhoods.
+
+    Args:
+        chosen_similarities, rejected_similarities: [B, K] cosine similarities of y_w's and of y_l's item to
+            its K nearest items, in descending order.
+        temperature: τ, in units of a similarity; 1 in the paper.
+    Returns: [B] from 0 to √2. Where a response lists several items, the caller averages over its item pairs.
+    Raises: ValueError for a `temperature` that is not positive.
+    """
+    _check_batch(2, chosen_similarities=chosen_similarities, rejected_similarities=rejected_similarities)
+    _check_positive(temperature=temperature)
+    chosen = torch.softmax(_wide(chosen_similarities) / temperature, dim=-1)  # P_w
+    rejected = torch.softmax(_wide(rejected_similarities) / temperature, dim=-1)  # P_l
+    return torch.linalg.vector_norm(chosen - rejected, dim=-1)  # Eq. 5
+
+
+def hardness_weight(distance: Tensor, *, mean_distance: float | Tensor | None = None) -> Tensor:
+    """Paper's Eq. 6: λ = σ(δ) / σ(mean δ). A hard pair (small δ) gets λ < 1: a weaker pull to the reference.
+
+    Args:
+        distance: [B] δ of Eq. 5.
+        mean_distance: [] mean of δ over all training pairs; None takes the mean of `distance`.
+    Returns: [B], positive.
+    """
+    _check_batch(1, distance=distance)
+    distance = _wide(distance)
+    mean = distance.mean() if mean_distance is None else _scalar("mean_distance", mean_distance, distance)
+    return torch.sigmoid(distance) / torch.sigmoid(mean)  # Eq. 6
+
+
+def log_ratio_margin(
+    policy_chosen: Tensor, policy_rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor
+) -> Tensor:
+    """Paper's Eq. 7: Δ = log π_θ/π_ref (y_w|x) − log π_θ/π_ref (y_l|x).
+
+    Args:
+        policy_chosen, policy_rejected: [B] log π_θ of y_w and of y_l, in nats.
+        reference_chosen, reference_rejected: [B] log π_ref of the same.
+    Returns: [B] in nats; positive where the policy prefers y_w more than the reference does.
+    """
+    policy = {"policy_chosen": policy_chosen, "policy_rejected": policy_rejected}
+    _check_batch(1, **policy, reference_chosen=reference_chosen, reference_rejected=reference_rejected)
+    chosen = _wide(policy_chosen) - _wide(reference_chosen)
+    return chosen - (_wide(policy_rejected) - _wide(reference_rejected))  # Eq. 7
+
+
+def policy_responsiveness(reward_gaps: Tensor) -> Tensor:
+    """Paper's Eq. 8: η = σ(mean(trim(R/R̄))) / σ(mean(R/R̄)), how strongly the policy responds right now.
+
+    Args:
+        reward_gaps: [B] R = β₀Δ, of the global batch: gather it first where several processes share one.
+    Returns: [] without gradient, from 0 to 1/σ(−1); 1 for fewer than three gaps, where nothing is trimmed.
+    """
+    _check_batch(1, reward_gaps=reward_gaps)
+    gaps = _wide(reward_gaps).detach()
+    mean = gaps.mean()
+    # R̄ passes through zero (and is zero when training starts); the scale there is the mean size of a gap.
+    scale = torch.where(mean.abs() > NEAR_ZERO, mean, gaps.abs().mean().clamp(min=NEAR_ZERO))
+    trimmed = gaps.sort().values[1:-1] if len(gaps) >= 3 else gaps  # less one largest and one smallest
+    # Eq. 8, with mean(R/scale) taken as mean(R)/scale: R/scale reaches 1e12, and its rounded mean could send
+    # the denominator to σ(−∞) = 0, where mean(R)/scale is exactly 1, or within ±1 for the other scale.
+    return torch.sigmoid(trimmed.mean() / scale) / torch.sigmoid(mean / scale)
+
+
+def adaptive_beta(
+    hardness: Tensor, responsiveness: float | Tensor, *, beta: float = 0.1, floor: float = 1e-6
+) -> Tensor:
+    """Paper's Eq. 11: β = max(β₀ · η · λ, floor).
+
+    Args:
+        hardness: [B] λ of Eq. 6.
+        responsiveness: [] η of Eq. 8.
+        beta, floor: β₀ and the smallest β; with β = 0 a pair would teach nothing.
+    Returns: [B] without gradient.
+    Raises: ValueError for a `beta` or a `floor` that is not positive.
+    """
+    _check_batch(1, hardness=hardness)
+    _check_positive(beta=beta, floor=floor)
+    hardness = _wide(hardness).detach()
+    return (beta * _scalar("responsiveness", responsiveness, hardness) * hardness).clamp(min=floor)  # Eq. 11
+
+
+def hanorec_loss(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    hardness: Tensor,
+    *,
+    beta: float = 0.1,
+    beta_floor: float = 1e-6,
+    responsiveness: float | Tensor | None = None,
+) -> LossOutput:
+    """Paper's Eq. 12: L = mean over pairs of −log σ(β Δ). With λ = η = 1 and no noise this is DPO.
+
+    Args:
+        policy_chosen, policy_rejected, reference_chosen, reference_rejected: [B] as in `log_ratio_margin`.
+        hardness: [B] λ of Eq. 6.
+        beta, beta_floor: β₀ and the smallest β.
+        responsiveness: [] η; None computes Eq. 8 from this batch. Give it where this batch is a part of the
+            global one, or to use a running value.
+    Returns: `LossOutput`. Its rewards use each pair's own β: their difference is the β Δ of the loss.
+    Raises: ValueError for a `beta` or a `beta_floor` that is not positive.
+    """
+    margin = log_ratio_margin(policy_chosen, policy_rejected, reference_chosen, reference_rejected)
+    _check_batch(1, policy_chosen=policy_chosen, hardness=hardness)
+    _check_positive(beta=beta, beta_floor=beta_floor)
+    if responsiveness is None:
+        responsiveness = policy_responsiveness(beta * margin)
+    pair_beta = adaptive_beta(hardness, responsiveness, beta=beta, floor=beta_floor)
+    losses = -F.logsigmoid(pair_beta * margin)  # Eq. 12; log(sigmoid(-1e4)) would be -inf
+    return LossOutput(
+        loss=losses.mean(),
+        losses=losses,
+        beta=pair_beta,
+        responsiveness=_scalar("responsiveness", responsiveness, pair_beta),
+        chosen_rewards=(pair_beta * (_wide(policy_chosen) - _wide(reference_chosen))).detach(),
+        rejected_rewards=(pair_beta * (_wide(policy_rejected) - _wide(reference_rejected))).detach(),
+    )
+
+
+@contextmanager
+def perturbed_lora(
+    model: nn.Module, noise_std: float, *, generator: torch.Generator | None = None
+) -> Iterator[None]:
+    """NoDO on LoRA weights, as the authors' release does it: A' = A + σ_n ε_A, B' = B + σ_n ε_B.
+
+    Open it around one policy forward; with activation checkpointing, around its backward too, which computes
+    the forward again. Noise is drawn once, at entry. The stored weights keep their bits: they are shadowed,
+    not changed, so `parameters()` and `state_dict()` show them clean, and gradients reach them through the
+    sum. Not supported: LoRA on embeddings (`lora_embedding_A`, no noise), weights sharded over processes.
+
+    Args:
+        model: has LoRA layers as PEFT makes them: `lora_A` and `lora_B`, each an `nn.ModuleDict` by adapter
+            name, `active_adapters` and `disable_adapters`. Only active adapters of enabled layers get noise.
+        noise_std: σ_n, in units of a weight; 0 does nothing.
+        generator: source of ε; it may live on another device than the weights.
+    Raises: ValueError for a negative `noise_std`, or noise for a `model` without LoRA layers.
+    """
+    _check(0 <= noise_std < math.inf, "noise_std", f"must be finite and at least 0, got {noise_std}")
+    layers = [
+        m for m in model.modules() if isinstance(getattr(m, "lora_A", None), nn.ModuleDict) and m.lora_A
+    ]
+    _check(layers or noise_std == 0, "model", "has no LoRA layers to perturb")
+    linears = [
+        matrices[name]
+        for layer in layers
+        if noise_std > 0 and not layer.disable_adapters
+        for name in layer.active_adapters
+        if name in layer.lora_A
+        for matrices in (layer.lora_A, layer.lora_B)
+    ]
+    outer = [vars(linear).get("weight") for linear in linears]  # None, unless one context is open in another
+    try:
+        for linear in linears:
+            # Python finds an instance attribute before nn.Module looks among its parameters: this shadows the
+            # stored weight in the forward alone, where adding and subtracting in place would leave rounding.
+            vars(linear)["weight"] = linear.weight + noise_std * _gaussian(linear.weight, generator)
+        yield
+    finally:
+        for linear, weight in zip(linears, outer, strict=True):
+            vars(linear).pop("weight", None)
+            if weight is not None:
+                vars(linear)["weight"] = weight
+
+
+def _check(holds: object, argument: str, problem: str) -> None:
+    if not holds:
+        raise ValueError(f"{argument} {problem}")
+
+
+def _check_positive(**numbers: float) -> None:
+    for name, number in numbers.items():
+        _check(0 < number < math.inf, name, f"must be positive and finite, got {number}")
+
+
+def _check_batch(ndim: int, **tensors: Tensor) -> None:
+    """Every tensor has `ndim` axes and the first one's shape, is not empty, and is finite."""
+    shape = next(iter(tensors.values())).shape
+    for name, tensor in tensors.items():
+        _check(tensor.ndim == ndim, name, f"must have {ndim} axes, got shape {tuple(tensor.shape)}")
+        _check(tensor.shape == shape, name, f"must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
+        _check(tensor.numel() > 0, name, "must not be empty")
+        _check(tensor.isfinite().all(), name, "must be finite")
+
+
+def _scalar(name: str, value: float | Tensor, like: Tensor) -> Tensor:
+    """`value` as a finite [] tensor without gradient, of the dtype and on the device of `like`."""
+    scalar = torch.as_tensor(value, dtype=like.dtype, device=like.device).detach()
+    _check(scalar.ndim == 0, name, f"must be a scalar, got shape {tuple(scalar.shape)}")
+    _check(scalar.isfinite(), name, "must be finite")
+    return scalar
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """At least float32: half precision would round a difference of log-probabilities away."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _gaussian(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """ε ~ N(0, I) of the shape and dtype of `like`, drawn where the generator lives."""
+    device = like.device if generator is None else generator.device
+    return torch.randn(like.shape, dtype=like.dtype, device=device, generator=generator).to(like.device)

@@ -1,0 +1,154 @@
+"""Every option of the scripts, with its unit and default; also read from a YAML or JSON file.
+
+In: the command line. Out: a dataclass. `--help` is made from the text below.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Optional
+
+import yaml
+from transformers import HfArgumentParser
+
+from hanorec.catalog import DataError
+
+
+def option(default, help: str):
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class RunOptions:
+    """What both training stages share."""
+
+    data: Optional[str] = option(None, "dataset folder, laid out as in data/README.md; without it the toy catalogue is made in data/toy")
+    task: Literal["next", "top3", "yesno"] = option("next", "what is asked: the next item, the next three in order, or yes/no for one item")
+    history: Optional[int] = option(None, "items of history a prompt shows at most; the paper's, if not given: 5, for top3 3")
+    candidates: int = option(20, "items the target is ranked among, itself included")
+    list_candidates: bool = option(True, "list the candidates' titles in the prompt, as the paper does")
+    windows: Literal["every", "last"] = option("every", "train on every window of a user's row, or on the last one only (the paper)")
+    train_users: Optional[int] = option(None, "train on so many windows, drawn by the seed; all, if not given")
+    epochs: float = option(1.0, "passes over the training windows")
+    max_steps: Optional[int] = option(None, "stop after so many optimizer steps, whatever the epochs")
+    batch_size: int = option(16, "prompts an optimizer step")
+    accumulate: int = option(1, "forward and backward passes a step is split into; more need less memory")
+    learning_rate: float = option(1e-4, "peak of the cosine schedule")
+    warmup: float = option(0.03, "share of the steps in which the learning rate rises")
+    weight_decay: float = option(0.01, "AdamW's, on matrices")
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
+    validate_every: int = option(200, "steps between validations, which keep the best state")
+    validate_users: int = option(200, "users a validation ranks")
+    log_every: int = option(10, "steps between lines of metrics.jsonl")
+    checkpoint_every: int = option(200, "steps between checkpoints, for --resume")
+    dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "precision of the weights; auto: bfloat16 on CUDA devices that have it, else float32")
+    seed: int = option(2025, "of everything random: order, negatives, dropout, noise")
+    resume: bool = option(False, "go on with an unfinished run in --output")
+    overwrite: bool = option(False, "replace a run in --output")
+
+
+@dataclass
+class SFTOptions(RunOptions):
+    """Supervised fine-tuning: the next item's title given the history."""
+
+    backbone: str = option("tiny", 'the model: "tiny" (embedded), a Hugging Face hub id, or a folder')
+    output: str = option("runs/sft", "the run's folder")
+    lora: Literal["auto", "on", "off"] = option("auto", "train LoRA adapters, or all weights; auto: all weights below 20 million parameters")
+    lora_rank: int = option(8, "rank of the LoRA matrices")
+    lora_alpha: int = option(32, "LoRA's scale is alpha / rank")
+    lora_dropout: float = option(0.05, "dropout before LoRA")
+    learning_rate: float = option(1e-3, "peak of the cosine schedule; the paper's 1e-4 suits LoRA on a large backbone")
+
+
+@dataclass
+class DPOOptions(RunOptions):
+    """Preference optimization of an SFT model: a fresh LoRA adapter, the SFT model as reference."""
+
+    sft: str = option("runs/sft", "folder of the finished SFT run")
+    data: Optional[str] = option(None, "dataset folder; the SFT run's, if not given")
+    task: Optional[Literal["next", "top3", "yesno"]] = option(None, "what is asked; the SFT run's, if not given")
+    history: Optional[int] = option(None, "items of history a prompt shows at most; the SFT run's, if not given")
+    candidates: Optional[int] = option(None, "items the target is ranked among; the SFT run's, if not given")
+    list_candidates: Optional[bool] = option(None, "list the candidates' titles in the prompt; as the SFT run did, if not given")
+    output: str = option("runs/hanorec", "the run's folder")
+    loss: Literal["hanorec", "dpo"] = option("hanorec", "the objective; dpo is HaNoRec with hardness and responsiveness at 1")
+    recipe: Literal["paper", "calibrated"] = option("paper", "paper: Eqs. 5 and 8 as they stand; calibrated: temperature 0.05 in Eq. 5 and a bounded, running responsiveness")
+    noise: Optional[Literal["logits", "lora", "none"]] = option(None, "where NoDO adds Gaussian noise: the response logits (the paper), the LoRA weights (the authors' release), or nowhere; if not given, logits for hanorec and none for dpo")
+    noise_std: float = option(0.1, "standard deviation of the noise; the paper: 0.1 (Netflix, MovieLens), 0.05 (MicroLens)")
+    beta: float = option(0.1, "β₀, how strongly the policy is tied to the reference")
+    neighbours: int = option(10, "K, similar items that tell how hard a pair is (Eq. 5)")
+    temperature: Optional[float] = option(None, "τ of Eq. 5; the recipe's, if not given: 1, calibrated 0.05")
+    negatives: Literal["random", "popularity", "neighbours"] = option("random", "how rejected items are drawn; neighbours: among the K nearest of the chosen item")
+    rejected: int = option(1, "rejected responses an example, each a pair with the chosen one")
+    lora_rank: int = option(8, "rank of the LoRA matrices")
+    lora_alpha: int = option(32, "LoRA's scale is alpha / rank")
+    lora_dropout: float = option(0.05, "dropout before LoRA")
+
+
+@dataclass
+class EvaluationOptions:
+    """Rank candidates with trained runs and baselines, side by side, on the same users and candidates."""
+
+    runs: list[str] = field(default_factory=lambda: ["runs/sft", "runs/hanorec"], metadata={"help": "folders of finished runs"})
+    data: Optional[str] = option(None, "dataset folder; the first run's, if not given")
+    split: str = option("test", "which rows: val, test, or any other <split>.tsv of the dataset (the toy catalogue has cold)")
+    task: Optional[Literal["next", "top3", "yesno"]] = option(None, "what is asked; the first run's, if not given")
+    history: Optional[int] = option(None, "items of history a prompt shows at most; the first run's, if not given")
+    candidates: int = option(20, "items the target is ranked among, itself included")
+    users: Optional[int] = option(None, "users to rank, drawn by the seed; all, if not given")
+    modality: list[Literal["full", "blank", "shuffled", "no-titles"]] = field(default_factory=lambda: ["full"], metadata={"help": "what a model sees of the history, one or more of full, blank (every image grey), shuffled (images exchanged between items), no-titles (titles hidden)"})
+    batch_size: int = option(16, "prompts a forward")
+    seed: int = option(2025, "of users and candidates")
+
+
+def parse(kind: type):
+    """Options of a kind from the command line, or from the YAML or JSON file that is its only argument.
+
+    Errors: DataError for a file that cannot be read or names an option that does not exist, and for numbers that
+    make no sense.
+    """
+    parser = HfArgumentParser(kind, description=kind.__doc__)
+    file = Path(sys.argv[1]) if len(sys.argv) == 2 else None
+    if file is not None and file.suffix in (".yaml", ".yml", ".json"):
+        try:
+            values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}  # JSON is YAML
+            (options,) = parser.parse_dict(values)
+        except (OSError, ValueError, yaml.YAMLError, AttributeError) as error:
+            raise DataError(f"{file}: {error}") from error
+    else:
+        (options,) = parser.parse_args_into_dataclasses()
+    for name, least in POSITIVE.items():
+        value = getattr(options, name, None)
+        if value is not None and not value >= least:
+            raise DataError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+    return options
+
+
+POSITIVE = {
+    **dict.fromkeys(("history", "train_users", "max_steps", "batch_size", "accumulate", "validate_every", "users"), 1),
+    **dict.fromkeys(("validate_users", "log_every", "checkpoint_every", "lora_rank", "neighbours", "rejected"), 1),
+    **dict.fromkeys(("epochs", "learning_rate", "warmup", "weight_decay", "noise_std"), 0),
+    **dict.fromkeys(("beta", "temperature", "max_grad_norm"), 1e-9),
+    "candidates": 2,
+}
+
+
+TAKEN_OVER = ("data", "task", "history", "candidates", "list_candidates")
+
+
+def complete(options: DPOOptions, sft: dict) -> None:
+    """Fill what was not given: data, task and prompt from the SFT run's config, noise and τ from loss and recipe."""
+    for name in TAKEN_OVER:
+        if getattr(options, name) is None:
+            setattr(options, name, sft[name])
+    if options.noise is None:
+        options.noise = "logits" if options.loss == "hanorec" else "none"
+    if options.temperature is None:
+        options.temperature = 1.0 if options.recipe == "paper" else 0.05
+
+
+def example_options(options) -> dict:
+    """The options that say which examples a split gives, as arguments of `dataset.split_examples`."""
+    return dict(task=options.task, history=options.history, candidates=options.candidates, seed=options.seed)

@@ -1,0 +1,57 @@
+"""What several test files need: a very small toy catalogue, a very small random backbone, and both put together."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hanorec import tiny
+from hanorec.backbone import load_backbone
+from hanorec.dataset import open_dataset
+from hanorec.session import encoder_for
+from hanorec.toy import NAMES, THEMES, World, make_toy
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL_WORLD = World(familiar_per_cell=6, cold_per_cell=2, users=60, cold_users=10, shortest_row=4, longest_row=6)
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory) -> Path:
+    return make_toy(tmp_path_factory.mktemp("data") / "toy", SMALL_WORLD)
+
+
+@pytest.fixture(scope="session")
+def data(toy_folder):
+    return open_dataset(toy_folder)
+
+
+@pytest.fixture(scope="session")
+def random_backbone(tmp_path_factory) -> Path:
+    """The tiny architecture with random weights, saved in Hugging Face format."""
+    torch.manual_seed(0)
+    texts = [f"{word} {name}" for words in THEMES.values() for word in words for name in NAMES[:20]]
+    return tiny.save_tiny(tmp_path_factory.mktemp("backbone") / "random", texts)
+
+
+@pytest.fixture
+def encoder(random_backbone, data):
+    """Fresh for every test: the random backbone on the CPU with the toy catalogue's images."""
+    return encoder_for(load_backbone(str(random_backbone), dtype="float32", device=torch.device("cpu")), data.catalog)
+
+
+@pytest.fixture
+def run_script():
+    """Run one of the repository's scripts as a user would; returns the finished process."""
+
+    def run(script: str, *arguments, cwd: Path = ROOT, check: bool = True) -> subprocess.CompletedProcess:
+        done = subprocess.run(
+            [sys.executable, str(ROOT / script), *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=280
+        )  # fmt: skip
+        assert not check or done.returncode == 0, done.stderr[-3000:]
+        return done
+
+    return run

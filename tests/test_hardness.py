@@ -1,0 +1,80 @@
+"""The hardness pipeline: embeddings, neighbours in blocks, a cache that knows what it was made from, λ."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from hanorec.catalog import DataError
+from hanorec.hardness import embed_items, item_neighbours, nearest, pair_hardness
+from hanorec.preferences import Example
+
+
+def test_neighbours_in_blocks_equal_the_whole_similarity_matrix():
+    points = torch.nn.functional.normalize(torch.randn(37, 5, generator=torch.Generator().manual_seed(0)), dim=1)
+    whole = points @ points.T
+    whole.fill_diagonal_(-2)
+    expected = whole.sort(dim=1, descending=True)
+    similarities, neighbours = nearest(points, 6, block=8)
+    torch.testing.assert_close(similarities, expected.values[:, :6])
+    assert neighbours.equal(expected.indices[:, :6])
+
+
+def test_more_neighbours_than_other_items_is_an_error():
+    with pytest.raises(DataError, match="10 neighbours asked for, but an item has 3 others"):
+        nearest(torch.eye(4), 10)
+
+
+def test_an_embedding_fuses_title_and_image_in_equal_parts(encoder, data):
+    embeddings = embed_items(encoder, data.catalog.titles, batch_size=7)
+    assert embeddings.norm(dim=1).allclose(torch.ones(len(data.catalog)), atol=1e-5)
+    with torch.no_grad():
+        table = encoder.backbone.model.get_input_embeddings().weight
+        text = table[encoder.backbone.tokens(data.catalog.titles[9])].mean(0)
+        image = encoder.each([9])[0].mean(0)
+    fused = text / text.norm() + image / image.norm()
+    torch.testing.assert_close(embeddings[9], fused / fused.norm(), atol=1e-5, rtol=1e-4)
+
+
+def test_hardness_of_pairs_worked_by_hand():
+    """Two neighbours an item. S_0 = (1, 0) gives P = (e, 1)/(e + 1) = (0.731, 0.269); S_1 = (0, 0) gives (½, ½).
+
+    The pair (0, 1): δ = √2 · 0.2311 = 0.3268. The pair (1, 1): δ = 0. Mean δ = 0.1634.
+    λ = σ(δ)/σ(0.1634): σ(0.3268) = 0.58098, σ(0) = 0.5, σ(0.1634) = 0.54076.
+    """
+    similarities = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    examples = [Example("u", (), (0,), (), ((1,),)), Example("v", (), (1,), (), ((1,),))]
+    hardness = pair_hardness(similarities, examples)
+    torch.testing.assert_close(hardness, torch.tensor([[1.07438], [0.92463]]), atol=1e-4, rtol=0)
+    assert hardness[1] < 1  # items with one neighbourhood are hard to tell apart
+
+
+def test_the_distance_of_a_list_is_the_mean_over_its_item_pairs():
+    similarities = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    both = [Example("u", (), (0, 1), (), ((1, 1),)), Example("v", (), (1, 1), (), ((1, 1),))]
+    delta = math.sqrt(2) * (1 / (1 + math.exp(-1)) - 0.5)  # of the pair (0, 1); the pair (1, 1) has 0
+    sigma = lambda x: 1 / (1 + math.exp(-x))  # noqa: E731
+    expected = [[sigma(delta / 2) / sigma(delta / 4)], [sigma(0) / sigma(delta / 4)]]
+    torch.testing.assert_close(pair_hardness(similarities, both), torch.tensor(expected))
+
+
+def test_the_cache_is_used_while_it_holds_and_made_anew_when_something_changes(encoder, data, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr("hanorec.hardness.nearest", lambda e, k: made.append(k) or nearest(e, k))
+    cache = tmp_path / "neighbours.safetensors"
+
+    def ask(k=3, weights="w", catalog=data.catalog):
+        return item_neighbours(encoder, catalog, k, cache, weights)
+
+    first = ask()
+    assert all(a.equal(b) for a, b in zip(first, ask())) and len(made) == 1
+    ask(weights="other weights")
+    ask(weights="other weights", k=4)
+    renamed = type(data.catalog)(data.catalog.items, ("New title", *data.catalog.titles[1:]), data.catalog.images, data.catalog.index)
+    ask(weights="other weights", k=4, catalog=renamed)
+    assert len(made) == 4
+    cache.write_bytes(cache.read_bytes()[:40])  # cut short
+    ask(weights="other weights", k=4, catalog=renamed)
+    assert len(made) == 5

@@ -1,0 +1,64 @@
+#!/usr/bin/env python3
+"""Stage 1: supervised fine-tuning. The model reads a history and learns to name the next item.
+
+    for each batch of (prompt x, title y):   minimise  −log π_θ(y | x)
+
+    python train_sft.py                       on the embedded toy catalogue, with the tiny backbone
+    python train_sft.py --data DIR --backbone HuggingFaceTB/SmolVLM-256M-Instruct --output runs/sft
+    python train_sft.py settings.yaml
+"""
+
+from __future__ import annotations
+
+import torch
+
+from hanorec.backbone import add_lora, load_backbone
+from hanorec.dataset import open_dataset, split_examples
+from hanorec.options import SFTOptions, example_options, parse
+from hanorec.prompts import Prompts
+from hanorec.scoring import score
+from hanorec.session import encoder_for, save_model, validation
+from hanorec.training import Run, clear_errors, cosine_schedule, open_run, optimizer_for, seed_everything, total_steps
+
+
+def main() -> None:
+    options = parse(SFTOptions)
+    seed_everything(options.seed)
+    data = open_dataset(options.data)
+    examples = split_examples(data, "train", every=options.windows == "every", users=options.train_users, **example_options(options))
+    held_out = split_examples(data, "val", users=options.validate_users, **example_options(options))
+    backbone = load_backbone(options.backbone, dtype=options.dtype)
+    open_run(options, "sft")
+
+    if options.lora == "on" or (options.lora == "auto" and backbone.parameters > 20_000_000):
+        backbone.model = add_lora(backbone.model, rank=options.lora_rank, alpha=options.lora_alpha, dropout=options.lora_dropout)
+    encoder = encoder_for(backbone, data.catalog)
+    if not encoder.trains:
+        encoder.freeze()
+    prompts = Prompts(encoder, data.catalog.titles, options.task, list_candidates=options.list_candidates)
+
+    model = backbone.model.train()
+    total = total_steps(len(examples), options)
+    optimizer = optimizer_for(model, options.learning_rate, options.weight_decay)
+    schedule = cosine_schedule(optimizer, total, options.warmup)
+    with Run(options, model, optimizer, schedule, total=total) as run:
+        for batch in run.steps([example.user for example in examples]):
+            optimizer.zero_grad()
+            tokens, loss = sum(len(prompts.chosen(examples[i])) for i in batch), 0.0
+            for part in run.parts(batch):
+                asked = [prompts.prompt(examples[i]) for i in part]
+                logps = score(encoder, asked, [[prompts.chosen(examples[i])] for i in part])
+                part_loss = -logps.sum() / tokens  # nats a token, over the whole step
+                part_loss.backward()
+                loss += part_loss.item()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.max_grad_norm, error_if_nonfinite=True)
+            optimizer.step()
+            schedule.step()
+            run.log(loss=loss, gradient_norm=norm, learning_rate=schedule.get_last_lr()[0])
+            run.consider(lambda: validation(prompts, held_out))
+        run.finish(lambda folder: save_model(backbone, folder))
+
+
+if __name__ == "__main__":
+    with clear_errors():
+        main()
