@@ -76,11 +76,11 @@ def main() -> None:
                 with policy_noise(model, options, run.generator) as logit_noise:
                     asked = [prompts.prompt(examples[i]) for i in part]
                     policy = score(encoder, asked, [responses[i] for i in part], noise_std=logit_noise, generator=run.generator)
-                logps = by_pair(policy, reference[part].to(policy.device))
-                gaps = options.beta * log_ratio_margin(*logps)
-                weight = hardness[part].flatten().to(policy.device)
-                output = hanorec_loss(*logps, weight, beta=options.beta, responsiveness=responsiveness(gaps))
-                (output.loss * len(part) / len(batch)).backward()
+                    logps = by_pair(policy, reference[part].to(policy.device))
+                    gaps = options.beta * log_ratio_margin(*logps)
+                    weight = hardness[part].flatten().to(policy.device)
+                    output = hanorec_loss(*logps, weight, beta=options.beta, responsiveness=responsiveness(gaps))
+                    (output.loss * len(part) / len(batch)).backward()
                 outputs.append(output)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.max_grad_norm, error_if_nonfinite=True)
             optimizer.step()
@@ -92,7 +92,7 @@ def main() -> None:
 
 @contextmanager
 def policy_noise(model, options: DPOOptions, generator: torch.Generator) -> Iterator[float]:
-    """NoDO for one policy forward: perturbs the LoRA weights, or says how much noise the logits get."""
+    """NoDO for one policy forward and its backward: perturbs the LoRA weights, or says how much noise the logits get."""
     with perturbed_lora(model, options.noise_std if options.noise == "lora" else 0.0, generator=generator):
         yield options.noise_std if options.noise == "logits" else 0.0
 

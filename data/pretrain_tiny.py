@@ -8,7 +8,7 @@ pictures share, and to find and copy a line of a list. Every image is drawn anew
 and name, and nothing of the toy catalogue (its items, its users, their choices) is used.
 
 First the vision tower alone learns to point at the word for what it sees, as contrastive pretraining would teach
-it; then the whole model learns from captions, and from lists that grow longer.
+it; then the whole model learns from captions, from copying, and from lists that grow longer.
 
     python data/pretrain_tiny.py                   makes src/hanorec/tiny_backbone, which ships
     python data/pretrain_tiny.py --output DIR --minutes 1
@@ -36,12 +36,14 @@ from hanorec.toy import NAMES, STYLES, THEMES, draw
 DESCRIBE = "What is it?"
 SHARED = "What do most of them share?"
 MATCH = "Which of these fits them best?"
+REPEAT = "Repeat this list."
+CAPTION, SHARE, FIT, COPY = range(4)  # the tasks
 OTHER_TEXT = [*QUESTIONS.values(), "an item", "Yes", "No", "\n", *(f" ({year})" for year in range(1900, 2030))]
 
 
 def vocabulary_texts() -> list[str]:
     """What the tokenizer is learnt from: the words above, often, and English prose (Python's own manual)."""
-    sentences = [HISTORY, DESCRIBE, SHARED, MATCH, *OTHER_TEXT, "User:", "Assistant:"]
+    sentences = [HISTORY, DESCRIBE, SHARED, MATCH, REPEAT, *OTHER_TEXT, "User:", "Assistant:"]
     titles = [f"{word} {name}" for word, name in zip(sum(THEMES.values(), ()) * len(NAMES), NAMES)]
     captions = [f"{style}, {theme} {style}" for style in STYLES for theme in THEMES]
     return (sentences + titles + captions) * 200 + list(pydoc_data.topics.topics.values())
@@ -64,15 +66,19 @@ class Captions:
         return f"{self.rng.choice(THEMES[theme])} {self.rng.choice(NAMES)}"
 
     def batch(self, size: int, spent: float) -> tuple[int, list[tuple[Prompt, list[list[int]]]]]:
-        """Examples of one task, history length and list length, so that little is padding. Captions come first;
-        lists grow while `spent`, the share of the time gone, passes one half."""
-        task = 0 if spent < 0.05 else int(self.rng.choice(3, p=[0.15, 0.15, 0.7]))
-        number = int(self.rng.integers(1, 4 if spent < 0.05 else 7))
-        lines = int(self.rng.integers(2, 5 + round(15 * min(1, 2 * spent))))
+        """Examples of one task, history length and list length, so that little is padding. Captions and copying
+        come first; lists grow while `spent`, the share of the time gone, passes one half."""
+        early = spent < 0.3
+        task = int(self.rng.choice(4, p=[0.15, 0.1, 0.05, 0.7] if early else [0.05, 0.1, 0.75, 0.1]))
+        number = int(self.rng.integers(1, 4 if early else 7))
+        lines = int(self.rng.integers(3, 6 + round(14 * min(1, 2 * spent))))
         return task, [self.example(task, number, lines) for _ in range(size)]
 
     def example(self, task: int, number: int, lines: int) -> tuple[Prompt, list[list[int]]]:
         rng, backbone = self.rng, self.encoder.backbone
+        if task == COPY:
+            titles = [token for _ in range(lines) for token in self.ids("\n") + self.ids(self.title(str(rng.choice(list(THEMES)))))]
+            return Prompt(backbone.head + self.ids(REPEAT) + titles + backbone.middle, []), [titles[1:] + backbone.tail]
         favourite = str(rng.choice(STYLES)), str(rng.choice(list(THEMES)))
         styles = [favourite[0] if rng.random() < 0.6 else str(rng.choice(STYLES)) for _ in range(number)]
         themes = [favourite[1] if rng.random() < 0.6 else str(rng.choice(list(THEMES))) for _ in range(number)]
@@ -82,9 +88,9 @@ class Captions:
         ids = backbone.head + self.ids(HISTORY)
         for image, topic in zip(images, themes):
             ids = ids + self.ids("\n") + self.encoder.block(image) + self.ids(self.title(topic))
-        if task == 0:  # caption one of them, the last
+        if task == CAPTION:  # of the last
             question, answer = self.ids("\n" + DESCRIBE), f"{styles[-1]}, {themes[-1]}"
-        elif task == 1:
+        elif task == SHARE:
             question, answer = self.ids("\n" + SHARED), f"{style}, {theme}"
         else:  # a list of described titles, one of which fits both look and topic
             cells = [(s, t) for s in STYLES for t in THEMES if (s, t) != (style, theme)]
@@ -150,13 +156,16 @@ def main() -> None:
     encoder = ImageEncoder(backbone, [draw(style, rng) for style in styles], progress=False)
     seen = pretrain_vision(encoder, styles, 0.15 * args.minutes, rng)
     tqdm.write(f"vision tower: names the style of {seen:.1%} of its drawings")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
-    begun, step, captions, average, seconds = time.time(), 0, None, [10.0] * 3, 0.85 * 60 * args.minutes
+    model.model.vision_model.requires_grad_(False)  # from here on the language model learns what it means
+    model.model.connector.requires_grad_(False)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=args.learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
+    begun, step, captions, average, seconds = time.time(), 0, None, [10.0] * 4, 0.85 * 60 * args.minutes
     bar = tqdm(total=round(seconds), unit="s")
     while (spent := (time.time() - begun) / seconds) < 1:
         if step % 400 == 0:  # fresh drawings
             styles = [STYLES[i % len(STYLES)] for i in range(args.pool)]
             encoder = ImageEncoder(backbone, [draw(style, rng) for style in styles], progress=False)
+            encoder.freeze()
             captions = Captions(encoder, styles, rng)
         warm = min(1, (step + 1) / 200)
         for group in optimizer.param_groups:
@@ -164,6 +173,7 @@ def main() -> None:
         task, batch = captions.batch(args.batch_size, spent)
         prompts, answers = zip(*batch)
         loss = -score(encoder, prompts, answers).mean()
+        loss = loss / (len(answers[0][0]) if task == COPY else 1)  # a long copy weighs as much as a title
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -67,6 +67,7 @@ class DPOOptions(RunOptions):
     """Preference optimization of an SFT model: a fresh LoRA adapter, the SFT model as reference."""
 
     sft: str = option("runs/sft", "folder of the finished SFT run")
+    windows: Literal["every", "last"] = option("last", "train on the last window of a user's row (the paper), or on every one")
     data: Optional[str] = option(None, "dataset folder; the SFT run's, if not given")
     task: Optional[Literal["next", "top3", "yesno"]] = option(None, "what is asked; the SFT run's, if not given")
     history: Optional[int] = option(None, "items of history a prompt shows at most; the SFT run's, if not given")

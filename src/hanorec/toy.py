@@ -49,7 +49,7 @@ class World:
 
     familiar_per_cell: int = 8
     cold_per_cell: int = 5
-    users: int = 2400
+    users: int = 4000
     cold_users: int = 1000
     longest_row: int = 8
     shortest_row: int = 4

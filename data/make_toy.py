@@ -1,0 +1,56 @@
+#!/usr/bin/env python3
+"""Make the embedded toy catalogue: a world small enough that the best possible recommender is known exactly.
+
+    python data/make_toy.py                     the default world in data/toy, as the scripts make it on first use
+    python data/make_toy.py OUT --users 500 --affinity 2.5 --seed 7
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+
+from hanorec.catalog import DataError
+from hanorec.toy import World, make_toy
+from hanorec.training import clear_errors
+
+MEANING = {
+    "familiar_per_cell": "items of each theme and style that users choose from in training",
+    "cold_per_cell": "items of each theme and style that occur in cold.tsv alone",
+    "users": "rows of train.tsv, val.tsv and test.tsv",
+    "cold_users": "rows of cold.tsv",
+    "longest_row": "items of the longest row of test.tsv",
+    "shortest_row": "items of the shortest one",
+    "affinity": "log-odds of a user's favourite theme, and style, over another",
+    "spread": "standard deviation of the tastes' log-popularity",
+    "seed": "of everything drawn",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("data/toy"), help="where it goes (default data/toy)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a toy catalogue that is there")
+    for field in fields(World):
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default,
+            help=f"{MEANING[field.name]} (default {field.default})",
+        )  # fmt: skip
+    args = vars(parser.parse_args())
+    folder, overwrite = args.pop("folder"), args.pop("overwrite")
+    if folder.exists() and any(folder.iterdir()):
+        if not overwrite:
+            raise DataError(f"{folder}: exists and is not empty; give --overwrite to replace it")
+        if not (folder / "world.json").is_file():
+            raise DataError(f"{folder}: is no toy catalogue (no world.json), so --overwrite leaves it alone")
+    try:
+        make_toy(folder, World(**args))
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    print(f"made {folder}")
+
+
+if __name__ == "__main__":
+    with clear_errors():
+        main()

@@ -1,0 +1,170 @@
+"""The three scripts, one after the other, on a small toy catalogue: as a user runs them, only shorter."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import sys
+
+import pytest
+
+from hanorec.training import clear_errors
+
+FEW = ["--max-steps", "4", "--validate-every", "2", "--validate-users", "6", "--batch-size", "4", "--candidates", "8", "--log-every", "1"]
+
+
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """Call a script's main as the command line would; returns (exit status, stdout, stderr)."""
+
+    def call(name: str, *arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        status = 0
+        try:
+            with clear_errors():
+                importlib.import_module(name).main()
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+def sft(script, folder, runs, name="sft", *more):
+    return script("train_sft", "--data", folder, "--output", runs / name, *FEW, *more)
+
+
+def dpo(script, runs, name, *more, sft="sft"):
+    return script("train_dpo", "--sft", runs / sft, "--output", runs / name, *FEW, *more)
+
+
+def log(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_sft_trains_and_leaves_a_model_that_hugging_face_loads(script, toy_folder, runs):
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    status, _, errors = sft(script, toy_folder, runs)
+    assert status == 0, errors
+    assert {p.name for p in (runs / "sft").iterdir()} == {"config.json", "metrics.jsonl", "finished.json", "model"}
+    AutoModelForImageTextToText.from_pretrained(runs / "sft" / "model")
+    AutoProcessor.from_pretrained(runs / "sft" / "model")
+    assert [line["step"] for line in log(runs / "sft") if "loss" in line] == [0, 1, 2, 3]
+
+
+def test_two_runs_with_one_seed_give_identical_metrics(script, toy_folder, runs):
+    sft(script, toy_folder, runs, "sft-again")
+    assert log(runs / "sft") == log(runs / "sft-again")
+    for name in ("hanorec", "hanorec-again"):
+        status, _, errors = dpo(script, runs, name)
+        assert status == 0, errors
+    assert log(runs / "hanorec") == log(runs / "hanorec-again")
+    dpo(script, runs, "hanorec-other", "--seed", 3)
+    assert log(runs / "hanorec-other") != log(runs / "hanorec")
+
+
+def test_the_first_dpo_step_starts_at_the_reference(script, runs):
+    """A fresh adapter changes nothing, so without noise Δ = 0 and the loss is log 2, whatever β is."""
+    status, _, errors = dpo(script, runs, "dpo", "--loss", "dpo", "--lora-dropout", 0)
+    assert status == 0, errors
+    first = log(runs / "dpo")[0]
+    assert first["loss"] == pytest.approx(0.693147, abs=1e-4)
+    assert first["beta_min"] == first["beta_max"] == pytest.approx(0.1) and first["hardness_std"] == 0
+
+
+@pytest.mark.parametrize("more", [["--noise", "lora", "--noise-std", 0.01], ["--recipe", "calibrated", "--negatives", "neighbours", "--rejected", 3], ["--accumulate", 2]])
+def test_hanorec_logs_its_hardness_responsiveness_and_beta(script, runs, more):
+    status, _, errors = dpo(script, runs, "variant", *more, "--overwrite")
+    assert status == 0, errors
+    for line in (line for line in log(runs / "variant") if "loss" in line):
+        assert 0 < line["beta_min"] <= line["beta_mean"] <= line["beta_max"]
+        assert line["hardness_std"] > 0 and 0 < line["responsiveness"] < 4
+    assert (runs / "variant" / "model" / "adapter_model.safetensors").is_file()
+
+
+def test_evaluation_puts_everything_in_one_table(script, runs):
+    status, out, errors = script("evaluate", "--runs", runs / "sft", runs / "hanorec", "--candidates", 8, "--modality", "full", "blank", "shuffled", "no-titles")
+    assert status == 0, errors
+    for method in ("random", "popularity", "oracle: words alone", "oracle: images alone", "oracle: words and images", f"{runs / 'hanorec'}, blank"):
+        assert f"| {method} " in out
+    result = json.loads((runs / "hanorec" / "evaluation-test-next.json").read_text())
+    assert result["measures"]["random"]["HR@1"][0] == pytest.approx(1 / 8)
+    assert f"{runs / 'hanorec'}, no-titles" in result["measures"] and str(runs / "sft") not in result["measures"]
+    assert script("evaluate", "--runs", runs / "sft", "--candidates", 8, "--split", "cold", "--users", 5)[0] == 0
+
+
+@pytest.mark.parametrize("task", ["top3", "yesno"])
+def test_the_other_tasks_run_from_end_to_end(script, toy_folder, runs, task):
+    assert sft(script, toy_folder, runs, task, "--task", task)[0] == 0
+    status, _, errors = dpo(script, runs, f"{task}-hanorec", sft=task)
+    assert status == 0, errors
+    status, out, errors = script("evaluate", "--runs", runs / task, runs / f"{task}-hanorec", "--candidates", 8, "--users", 20)
+    assert status == 0, errors
+    assert ("NDCG@3" if task == "top3" else "AUC hard") in out
+
+
+def test_a_larger_backbone_gets_lora_and_is_read_back(script, toy_folder, runs):
+    assert sft(script, toy_folder, runs, "lora", "--lora", "on", "--no-list-candidates")[0] == 0
+    assert (runs / "lora" / "model" / "adapter_config.json").is_file()
+    status, _, errors = dpo(script, runs, "lora-hanorec", sft="lora")
+    assert status == 0, errors
+    assert json.loads((runs / "lora-hanorec" / "config.json").read_text())["list_candidates"] is False
+    assert script("evaluate", "--runs", runs / "lora", runs / "lora-hanorec", "--candidates", 8, "--users", 5)[0] == 0
+
+
+def test_options_can_come_from_a_file(script, toy_folder, runs):
+    settings = runs / "settings.yaml"
+    settings.write_text(f"data: {toy_folder}\noutput: {runs / 'from-file'}\nmax_steps: 1\nbatch_size: 2\nvalidate_users: 2\ncandidates: 5\n")
+    status, _, errors = script("train_sft", settings)
+    assert status == 0, errors
+    settings.write_text("max_stepz: 1\n")
+    status, _, errors = script("train_sft", settings)
+    assert status == 2 and "max_stepz" in errors
+
+
+def test_what_a_user_can_mend_is_one_line_and_exit_status_2(script, toy_folder, runs, tmp_path):
+    def fails(call, message):
+        status, _, errors = call
+        assert status == 2 and message in errors and "Traceback" not in errors, errors
+
+    fails(script("train_sft", "--data", tmp_path / "nowhere", "--output", tmp_path / "a"), "nowhere: no such folder")
+    fails(sft(script, toy_folder, runs), "exists and is not empty")
+    fails(sft(script, toy_folder, tmp_path, "b", "--candidates", 9999), "--candidates 9999")
+    fails(sft(script, toy_folder, tmp_path, "c", "--backbone", tmp_path), "no model checkpoint")
+    fails(sft(script, toy_folder, tmp_path, "d", "--batch-size", 0), "--batch-size 0: must be at least 1")
+    fails(script("train_dpo", "--sft", tmp_path, "--output", tmp_path / "e"), "not a run's folder")
+    fails(script("evaluate", "--runs", runs / "hanorec", toy_folder), "not a run's folder")
+    assert not list(tmp_path.iterdir())  # nothing half-written
+    broken = shutil.copytree(toy_folder, tmp_path / "toy")
+    (broken / "train.tsv").write_text("u0 1 2 3\n")
+    fails(sft(script, broken, tmp_path, "f"), "train.tsv:1: expected user<TAB>item")
+
+
+def test_an_adapter_of_another_sft_model_is_refused(script, toy_folder, runs):
+    shutil.copytree(runs / "sft", runs / "sft-moved")
+    dpo(script, runs, "on-moved", sft="sft-moved")
+    sft(script, toy_folder, runs, "sft-moved", "--seed", 9, "--overwrite")
+    status, _, errors = script("evaluate", "--runs", runs / "on-moved", "--candidates", 8)
+    assert status == 2 and "made from another SFT run" in errors
+
+
+def test_broken_images_are_warned_about_and_counted(script, toy_folder, tmp_path):
+    folder = shutil.copytree(toy_folder, tmp_path / "toy")
+    images = sorted((folder / "images").iterdir())
+    images[0].write_bytes(images[0].read_bytes()[:100])
+    images[1].write_text("no image")
+    status, _, errors = sft(script, folder, tmp_path)
+    assert status == 0 and images[0].name in errors and "2 of" in errors and "treated as without image" in errors
+
+
+def test_a_script_run_from_the_shell_shows_no_traceback(run_script, tmp_path):
+    done = run_script("train_sft.py", "--data", tmp_path / "none", check=False)
+    assert done.returncode == 2 and done.stderr.strip() == f"error: {tmp_path / 'none'}: no such folder"
+    assert "usage" in run_script("evaluate.py", "--help").stdout
