@@ -99,7 +99,7 @@ class EvaluationOptions:
     history: Optional[int] = option(None, "items of history a prompt shows at most; the first run's, if not given")
     candidates: int = option(20, "items the target is ranked among, itself included")
     users: Optional[int] = option(None, "users to rank, drawn by the seed; all, if not given")
-    modality: list[Literal["full", "blank", "shuffled", "no-titles"]] = field(default_factory=lambda: ["full"], metadata={"help": "what a model sees of the history, one or more of full, blank (every image grey), shuffled (images exchanged between items), no-titles (titles hidden)"})
+    modality: list[str] = field(default_factory=lambda: ["full"], metadata={"help": "what a model sees of the history, one or more of full, blank (every image grey), shuffled (images exchanged between items), no-titles (titles hidden)"})
     batch_size: int = option(16, "prompts a forward")
     seed: int = option(2025, "of users and candidates")
 
@@ -124,9 +124,13 @@ def parse(kind: type):
         value = getattr(options, name, None)
         if value is not None and not value >= least:
             raise DataError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+    unknown = set(getattr(options, "modality", [])) - set(MODALITIES)
+    if unknown:
+        raise DataError(f"--modality {' '.join(sorted(unknown))}: not among {', '.join(MODALITIES)}")
     return options
 
 
+MODALITIES = ("full", "blank", "shuffled", "no-titles")
 POSITIVE = {
     **dict.fromkeys(("history", "train_users", "max_steps", "batch_size", "accumulate", "validate_every", "users"), 1),
     **dict.fromkeys(("validate_users", "log_every", "checkpoint_every", "lora_rank", "neighbours", "rejected"), 1),
