@@ -111,11 +111,11 @@ def test_the_other_tasks_run_from_end_to_end(script, toy_folder, runs, task):
 
 
 def test_a_larger_backbone_gets_lora_and_is_read_back(script, toy_folder, runs):
-    assert sft(script, toy_folder, runs, "lora", "--lora", "on", "--no-list-candidates")[0] == 0
+    assert sft(script, toy_folder, runs, "lora", "--lora", "on", "--list-candidates")[0] == 0
     assert (runs / "lora" / "model" / "adapter_config.json").is_file()
     status, _, errors = dpo(script, runs, "lora-hanorec", sft="lora")
     assert status == 0, errors
-    assert json.loads((runs / "lora-hanorec" / "config.json").read_text())["list_candidates"] is False
+    assert json.loads((runs / "lora-hanorec" / "config.json").read_text())["list_candidates"] is True
     assert script("evaluate", "--runs", runs / "lora", runs / "lora-hanorec", "--candidates", 8, "--users", 5)[0] == 0
 
 
@@ -139,6 +139,8 @@ def test_what_a_user_can_mend_is_one_line_and_exit_status_2(script, toy_folder, 
     fails(sft(script, toy_folder, tmp_path, "b", "--candidates", 9999), "--candidates 9999")
     fails(sft(script, toy_folder, tmp_path, "c", "--backbone", tmp_path), "no model checkpoint")
     fails(sft(script, toy_folder, tmp_path, "d", "--batch-size", 0), "--batch-size 0: must be at least 1")
+    fails(script("train_sft", "--epoch-count", 3), "unknown: --epoch-count 3")
+    fails(script("evaluate", "--runs", runs / "sft", "--modality", "loud"), "--modality loud: not among full, blank")
     fails(script("train_dpo", "--sft", tmp_path, "--output", tmp_path / "e"), "not a run's folder")
     fails(script("evaluate", "--runs", runs / "hanorec", toy_folder), "not a run's folder")
     assert not list(tmp_path.iterdir())  # nothing half-written

@@ -31,7 +31,7 @@ class RunOptions:
     list_candidates: bool = option(False, "list the candidates' titles in the prompt, as the paper does; the tiny backbone learns faster without")
     windows: Literal["every", "last"] = option("every", "train on every window of a user's row, or on the last one only (the paper)")
     train_users: Optional[int] = option(None, "train on so many windows, drawn by the seed; all, if not given")
-    epochs: float = option(2.0, "passes over the training windows")
+    epochs: float = option(1.0, "passes over the training windows")
     max_steps: Optional[int] = option(None, "stop after so many optimizer steps, whatever the epochs")
     batch_size: int = option(16, "prompts an optimizer step")
     accumulate: int = option(1, "forward and backward passes a step is split into; more need less memory")
@@ -55,6 +55,7 @@ class SFTOptions(RunOptions):
 
     backbone: str = option("tiny", 'the model: "tiny" (embedded), a Hugging Face hub id, or a folder')
     output: str = option("runs/sft", "the run's folder")
+    epochs: float = option(2.0, "passes over the training windows")
     lora: Literal["auto", "on", "off"] = option("auto", "train LoRA adapters, or all weights; auto: all weights below 20 million parameters")
     lora_rank: int = option(8, "rank of the LoRA matrices")
     lora_alpha: int = option(32, "LoRA's scale is alpha / rank")
@@ -119,7 +120,9 @@ def parse(kind: type):
         except (OSError, ValueError, yaml.YAMLError, AttributeError) as error:
             raise DataError(f"{file}: {error}") from error
     else:
-        (options,) = parser.parse_args_into_dataclasses()
+        options, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True)
+        if unknown:
+            parser.error(f"unknown: {' '.join(unknown)}; see --help")
     for name, least in POSITIVE.items():
         value = getattr(options, name, None)
         if value is not None and not value >= least:

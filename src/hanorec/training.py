@@ -157,7 +157,7 @@ class Run:
     def __exit__(self, kind, error, trace) -> None:
         if self.bar is not None:
             self.bar.close()
-        if isinstance(error, (ValueError, FloatingPointError)) and not isinstance(error, DataError):
+        if isinstance(error, (ValueError, RuntimeError)) and "finite" in str(error):  # the losses' and clipping's words
             self.save()
             raise DataError(
                 f"{self.folder}: stopped at step {self.step}: {error}. Its pairs are those of the users "
