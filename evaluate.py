@@ -39,7 +39,8 @@ def main() -> None:
             setattr(options, name, first[name])
     data = open_dataset(options.data)
     examples = split_examples(data, options.split, users=options.users, **example_options(options))
-    print(f"{len(examples)} examples of {data.folder / options.split}.tsv, task {options.task}, {options.candidates} candidates")
+    file = data.folder / f"{options.split}.tsv"
+    print(f"{len(examples)} examples of {file}, task {options.task}, {options.candidates} candidates")
 
     answers = baseline_answers(data, examples, options.task)
     for run in options.runs:
@@ -91,7 +92,9 @@ def model_answers(run: str, data: Dataset, examples: list[Example], options: Eva
     return answers
 
 
-def by_length(task: str, answers: dict[str, Answers], examples: list[Example]) -> dict[int, dict[str, dict[str, float]]]:
+def by_length(
+    task: str, answers: dict[str, Answers], examples: list[Example]
+) -> dict[int, dict[str, dict[str, float]]]:
     """Every measure of every method, apart for each length of history."""
     lengths = np.array([len(example.history) for example in examples])
     groups = {}
@@ -105,7 +108,11 @@ def by_length(task: str, answers: dict[str, Answers], examples: list[Example]) -
 def write_results(run: Path, options: EvaluationOptions, results: dict, groups: dict, examples: int) -> None:
     """evaluation-<split>-<task>.json: this run's measures, the baselines', and how they were asked for."""
     own = {method: m for method, m in results.items() if method not in options.runs or method == str(run)}
-    own = {method: m for method, m in own.items() if not any(method.startswith(f"{r},") for r in options.runs if r != str(run))}
+    own = {
+        method: m
+        for method, m in own.items()
+        if not any(method.startswith(f"{r},") for r in options.runs if r != str(run))
+    }
     content = {"options": vars(options), "examples": examples, "measures": own, "by_history_length": groups}
     path = run / f"evaluation-{options.split}-{options.task}.json"
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

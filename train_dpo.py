@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
 """Stage 2: HaNoRec, preference optimization with hardness-aware reweighting and noise (arXiv 2511.18740).
 
-    λ of every pair from its items' neighbourhoods                                     Eqs. 5, 6
-    log π_ref of every response, once, by the SFT model
-    for each batch of (prompt x, chosen y_w, rejected y_l):
-        log π_θ(y_w | x), log π_θ(y_l | x) under noise                                  NoDO
-        Δ = difference of the log-ratios,  R = β₀ Δ                                     Eq. 7
-        η from the batch's R,  β = β₀ · η · λ                                           Eqs. 8, 11
-        minimise  −log σ(β Δ)                                                           Eq. 12
+λ of every pair from its items' neighbourhoods                                     Eqs. 5, 6
+log π_ref of every response, once, by the SFT model
+for each batch of (prompt x, chosen y_w, rejected y_l):
+    log π_θ(y_w | x), log π_θ(y_l | x) under noise                                  NoDO
+    Δ = difference of the log-ratios,  R = β₀ Δ                                     Eq. 7
+    η from the batch's R,  β = β₀ · η · λ                                           Eqs. 8, 11
+    minimise  −log σ(β Δ)                                                           Eq. 12
 
-    python train_dpo.py                                    HaNoRec on top of runs/sft
-    python train_dpo.py --loss dpo --output runs/dpo       plain DPO
-    python train_dpo.py settings.yaml
+python train_dpo.py                                    HaNoRec on top of runs/sft
+python train_dpo.py --loss dpo --output runs/dpo       plain DPO
+python train_dpo.py settings.yaml
 """
 
 from __future__ import annotations
@@ -32,11 +32,21 @@ from hanorec.preference_losses import RunningResponsiveness
 from hanorec.prompts import Prompts
 from hanorec.scoring import score
 from hanorec.session import encoder_for, load_sft, reference_logps, save_model, validation, weights_fingerprint
-from hanorec.training import Run, clear_errors, cosine_schedule, open_run, optimizer_for, seed_everything, total_steps
+from hanorec.training import (
+    Run,
+    check_output,
+    clear_errors,
+    cosine_schedule,
+    open_run,
+    optimizer_for,
+    seed_everything,
+    total_steps,
+)
 
 
 def main() -> None:
     options = parse(DPOOptions)
+    check_output(options)
     seed_everything(options.seed)
     backbone, sft = load_sft(options.sft, dtype=options.dtype)
     complete(options, sft)
@@ -49,8 +59,14 @@ def main() -> None:
     cache = Path(options.sft) / f"neighbours-{options.neighbours}.safetensors"
     similarities, neighbours = item_neighbours(encoder, data.catalog, options.neighbours, cache, options.reference)
     examples = split_examples(
-        data, "train", every=options.windows == "every", users=options.train_users, rejected=options.rejected,
-        negatives=options.negatives, neighbours=neighbours.numpy(), **example_options(options),
+        data,
+        "train",
+        every=options.windows == "every",
+        users=options.train_users,
+        rejected=options.rejected,
+        negatives=options.negatives,
+        neighbours=neighbours.numpy(),
+        **example_options(options),
     )
     held_out = split_examples(data, "val", users=options.validate_users, **example_options(options))
     hardness = pair_hardness(similarities, examples, temperature=options.temperature)  # λ, [examples, pairs]
@@ -59,7 +75,9 @@ def main() -> None:
     reference = reference_logps(prompts, examples, responses)  # [examples, 1 + pairs], the SFT model's
 
     # The reference is the SFT model, adapter off; the policy is the same model with a fresh adapter.
-    backbone.model = add_lora(backbone.model, rank=options.lora_rank, alpha=options.lora_alpha, dropout=options.lora_dropout)
+    backbone.model = add_lora(
+        backbone.model, rank=options.lora_rank, alpha=options.lora_alpha, dropout=options.lora_dropout
+    )
     model = backbone.model.train()
     total = total_steps(len(examples), options)
     optimizer = optimizer_for(model, options.learning_rate, options.weight_decay)
@@ -75,7 +93,9 @@ def main() -> None:
             for part in run.parts(batch):
                 with policy_noise(model, options, run.generator) as logit_noise:
                     asked = [prompts.prompt(examples[i]) for i in part]
-                    policy = score(encoder, asked, [responses[i] for i in part], noise_std=logit_noise, generator=run.generator)
+                    policy = score(
+                        encoder, asked, [responses[i] for i in part], noise_std=logit_noise, generator=run.generator
+                    )
                     logps = by_pair(policy, reference[part].to(policy.device))
                     gaps = options.beta * log_ratio_margin(*logps)
                     weight = hardness[part].flatten().to(policy.device)
@@ -92,7 +112,7 @@ def main() -> None:
 
 @contextmanager
 def policy_noise(model, options: DPOOptions, generator: torch.Generator) -> Iterator[float]:
-    """NoDO for one policy forward and its backward: perturbs the LoRA weights, or says how much noise the logits get."""
+    """NoDO for one policy forward and backward: perturbs the LoRA weights, or says how much noise logits get."""
     with perturbed_lora(model, options.noise_std if options.noise == "lora" else 0.0, generator=generator):
         yield options.noise_std if options.noise == "logits" else 0.0
 
@@ -108,13 +128,20 @@ def by_pair(policy: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Tensor, 
 def summary(outputs: list[LossOutput], hardness: Tensor) -> dict[str, float]:
     """A step's line of the log. margin: β Δ, the difference of the rewards, in nats."""
     beta, chosen, rejected, losses = (
-        torch.cat([getattr(o, name).detach() for o in outputs]) for name in ("beta", "chosen_rewards", "rejected_rewards", "losses")
+        torch.cat([getattr(o, name).detach() for o in outputs])
+        for name in ("beta", "chosen_rewards", "rejected_rewards", "losses")
     )
     return {
-        "loss": losses.mean(), "margin": (chosen - rejected).mean(), "accuracy": (chosen > rejected).float().mean(),
-        "chosen_reward": chosen.mean(), "rejected_reward": rejected.mean(),
-        "beta_mean": beta.mean(), "beta_min": beta.min(), "beta_max": beta.max(),
-        "hardness_mean": hardness.mean(), "hardness_std": hardness.std(correction=0),
+        "loss": losses.mean(),
+        "margin": (chosen - rejected).mean(),
+        "accuracy": (chosen > rejected).float().mean(),
+        "chosen_reward": chosen.mean(),
+        "rejected_reward": rejected.mean(),
+        "beta_mean": beta.mean(),
+        "beta_min": beta.min(),
+        "beta_max": beta.max(),
+        "hardness_mean": hardness.mean(),
+        "hardness_std": hardness.std(correction=0),
         "responsiveness": torch.stack([o.responsiveness for o in outputs]).mean(),
     }
 

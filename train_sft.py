@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Stage 1: supervised fine-tuning. The model reads a history and learns to name the next item.
 
-    for each batch of (prompt x, title y):   minimise  −log π_θ(y | x)
+for each batch of (prompt x, title y):   minimise  −log π_θ(y | x)
 
-    python train_sft.py                       on the embedded toy catalogue, with the tiny backbone
-    python train_sft.py --data DIR --backbone HuggingFaceTB/SmolVLM-256M-Instruct --output runs/sft
-    python train_sft.py settings.yaml
+python train_sft.py                       on the embedded toy catalogue, with the tiny backbone
+python train_sft.py --data DIR --backbone HuggingFaceTB/SmolVLM-256M-Instruct --output runs/sft
+python train_sft.py settings.yaml
 """
 
 from __future__ import annotations
@@ -18,20 +18,34 @@ from hanorec.options import SFTOptions, example_options, parse
 from hanorec.prompts import Prompts
 from hanorec.scoring import score
 from hanorec.session import encoder_for, save_model, validation
-from hanorec.training import Run, clear_errors, cosine_schedule, open_run, optimizer_for, seed_everything, total_steps
+from hanorec.training import (
+    Run,
+    check_output,
+    clear_errors,
+    cosine_schedule,
+    open_run,
+    optimizer_for,
+    seed_everything,
+    total_steps,
+)
 
 
 def main() -> None:
     options = parse(SFTOptions)
+    check_output(options)
     seed_everything(options.seed)
     data = open_dataset(options.data)
-    examples = split_examples(data, "train", every=options.windows == "every", users=options.train_users, **example_options(options))
+    examples = split_examples(
+        data, "train", every=options.windows == "every", users=options.train_users, **example_options(options)
+    )
     held_out = split_examples(data, "val", users=options.validate_users, **example_options(options))
     backbone = load_backbone(options.backbone, dtype=options.dtype)
     open_run(options, "sft")
 
     if options.lora == "on" or (options.lora == "auto" and backbone.parameters > 20_000_000):
-        backbone.model = add_lora(backbone.model, rank=options.lora_rank, alpha=options.lora_alpha, dropout=options.lora_dropout)
+        backbone.model = add_lora(
+            backbone.model, rank=options.lora_rank, alpha=options.lora_alpha, dropout=options.lora_dropout
+        )
     encoder = encoder_for(backbone, data.catalog)
     if not encoder.trains:
         encoder.freeze()

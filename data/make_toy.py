@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Make the embedded toy catalogue: a world small enough that the best possible recommender is known exactly.
 
-    python data/make_toy.py                     the default world in data/toy, as the scripts make it on first use
-    python data/make_toy.py OUT --users 500 --affinity 2.5 --seed 7
+python data/make_toy.py                     the default world in data/toy, as the scripts make it on first use
+python data/make_toy.py OUT --users 500 --affinity 2.5 --seed 7
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ MEANING = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("data/toy"), help="where it goes (default data/toy)")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=Path("data/toy"), help="where it goes (default data/toy)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a toy catalogue that is there")
     for field in fields(World):
         parser.add_argument(

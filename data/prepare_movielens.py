@@ -115,9 +115,7 @@ def prepare(options: argparse.Namespace) -> None:
         chosen, repeated = choices(liked, first_id, usable)
         kept = {user: items for user, items in sorted(chosen.items()) if len(items) >= options.min_items}
         if not kept:
-            raise DataError(
-                f"{options.raw}: no user chose {options.min_items} of {len(movies)} usable movies"
-            )
+            raise DataError(f"{options.raw}: no user chose {options.min_items} of {len(movies)} usable movies")
         write_tables(partial, kept, movies)
         put_in_place(partial, out)
     finally:
@@ -211,9 +209,7 @@ def merge(titles: dict[int, str]) -> dict[int, int]:
     return {movie: first.setdefault(title, movie) for movie, title in titles.items()}
 
 
-def find_posters(
-    folder: Path, titles: dict[int, str], first_id: dict[int, int], by_id: bool
-) -> dict[int, Path]:
+def find_posters(folder: Path, titles: dict[int, str], first_id: dict[int, int], by_id: bool) -> dict[int, Path]:
     """The poster file of every movie that has one, under the movie's first id."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of posters")
@@ -248,9 +244,7 @@ def write_posters(posters: dict[int, Path], folder: Path, most: tuple[int, int] 
     return broken
 
 
-def choices(
-    liked: list[Rating], first_id: dict[int, int], usable: set[int]
-) -> tuple[dict[int, list[int]], int]:
+def choices(liked: list[Rating], first_id: dict[int, int], usable: set[int]) -> tuple[dict[int, list[int]], int]:
     """Every user's movies, each once, in the order of `liked`; and how many ratings repeat one."""
     chosen: dict[int, dict[int, None]] = {}
     repeated = 0

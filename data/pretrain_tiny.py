@@ -77,7 +77,11 @@ class Captions:
     def example(self, task: int, number: int, lines: int) -> tuple[Prompt, list[list[int]]]:
         rng, backbone = self.rng, self.encoder.backbone
         if task == COPY:
-            titles = [token for _ in range(lines) for token in self.ids("\n") + self.ids(self.title(str(rng.choice(list(THEMES)))))]
+            titles = [
+                token
+                for _ in range(lines)
+                for token in self.ids("\n") + self.ids(self.title(str(rng.choice(list(THEMES)))))
+            ]
             return Prompt(backbone.head + self.ids(REPEAT) + titles + backbone.middle, []), [titles[1:] + backbone.tail]
         favourite = str(rng.choice(STYLES)), str(rng.choice(list(THEMES)))
         styles = [favourite[0] if rng.random() < 0.6 else str(rng.choice(STYLES)) for _ in range(number)]
@@ -139,10 +143,16 @@ def pretrain_vision(encoder: ImageEncoder, styles: list[str], minutes: float, rn
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=tiny.PRETRAINED, help="where the checkpoint goes (default: the package)")
-    parser.add_argument("--minutes", type=float, default=30, help="how long to train; the schedule follows the clock (default 30)")
+    parser.add_argument(
+        "--output", type=Path, default=tiny.PRETRAINED, help="where the checkpoint goes (default: the package)"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=30, help="how long to train; the schedule follows the clock (default 30)"
+    )
     parser.add_argument("--batch-size", type=int, default=24, help="examples a step (default 24)")
-    parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="peak of the cosine schedule (default 1.5e-3)")
+    parser.add_argument(
+        "--learning-rate", type=float, default=1.5e-3, help="peak of the cosine schedule (default 1.5e-3)"
+    )
     parser.add_argument("--pool", type=int, default=1200, help="drawings kept at a time (default 1200)")
     parser.add_argument("--seed", type=int, default=7)
     args = parser.parse_args()
@@ -158,7 +168,9 @@ def main() -> None:
     tqdm.write(f"vision tower: names the style of {seen:.1%} of its drawings")
     model.model.vision_model.requires_grad_(False)  # from here on the language model learns what it means
     model.model.connector.requires_grad_(False)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=args.learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=args.learning_rate, weight_decay=0.05, betas=(0.9, 0.98)
+    )
     begun, step, captions, average, seconds = time.time(), 0, None, [10.0] * 4, 0.85 * 60 * args.minutes
     bar = tqdm(total=round(seconds), unit="s")
     while (spent := (time.time() - begun) / seconds) < 1:

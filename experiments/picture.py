@@ -28,7 +28,9 @@ from hanorec.session import encoder_for, load_run
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", nargs="+", default=["runs/sft", "runs/hanorec"], help="finished runs on the toy catalogue")
+    parser.add_argument(
+        "--runs", nargs="+", default=["runs/sft", "runs/hanorec"], help="finished runs on the toy catalogue"
+    )
     parser.add_argument("--split", default="cold", help="the split the user is of (default cold)")
     parser.add_argument("--user", type=int, default=0, help="which row (default 0, the first)")
     parser.add_argument("--candidates", type=int, default=10)
@@ -37,11 +39,15 @@ def main() -> None:
 
     data = open_dataset(None)
     example = split_examples(data, args.split, "next", candidates=args.candidates)[args.user]
-    oracle = read_oracles(data.folder, data.catalog, data.familiar, know_candidates=args.split == "cold")["both"](example)
+    oracle = read_oracles(data.folder, data.catalog, data.familiar, know_candidates=args.split == "cold")["both"](
+        example
+    )
     columns = {"best possible": oracle / oracle.sum()}
     for run in args.runs:
         backbone, config = load_run(run)
-        prompts = Prompts(encoder_for(backbone, data.catalog), data.catalog.titles, "next", list_candidates=config["list_candidates"])
+        prompts = Prompts(
+            encoder_for(backbone, data.catalog), data.catalog.titles, "next", list_candidates=config["list_candidates"]
+        )
         scores = ask_model(prompts, [example]).scores[0]
         columns[Path(run).name] = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
 

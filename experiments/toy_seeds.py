@@ -31,7 +31,9 @@ MEASURES = ("HR@1", "NDCG@10")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sft", default="runs/sft", help="the finished SFT run all start from (default runs/sft)")
-    parser.add_argument("--runs", type=Path, default=Path("runs/toy_seeds"), help="where the runs go (default runs/toy_seeds)")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/toy_seeds"), help="where the runs go (default runs/toy_seeds)"
+    )
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--splits", nargs="+", default=["test", "cold"])
@@ -43,7 +45,18 @@ def main() -> None:
         for seed in args.seeds:
             run = args.runs / f"{method.lower().replace(', ', '-')}-{seed}"
             if not (run / "finished.json").is_file():
-                call("train_dpo.py", "--sft", args.sft, "--output", run, "--seed", seed, "--overwrite", *METHODS[method], *args.train)
+                call(
+                    "train_dpo.py",
+                    "--sft",
+                    args.sft,
+                    "--output",
+                    run,
+                    "--seed",
+                    seed,
+                    "--overwrite",
+                    *METHODS[method],
+                    *args.train,
+                )
             cells[method, seed] = run
     table = {}
     for split in args.splits:
@@ -55,12 +68,21 @@ def main() -> None:
         table[split] = {method: {m: first[method][m] for m in MEASURES} for method in first if method != str(args.sft)}
         table[split]["SFT"] = {m: first[str(args.sft)][m] for m in MEASURES}
         for method in args.methods:
-            values = {m: [json.loads((cells[method, s] / name).read_text())["measures"][str(cells[method, s])][m][0] for s in args.seeds] for m in MEASURES}
+            values = {
+                m: [
+                    json.loads((cells[method, s] / name).read_text())["measures"][str(cells[method, s])][m][0]
+                    for s in args.seeds
+                ]
+                for m in MEASURES
+            }
             table[split][method] = {m: [float(np.mean(v)), min(v), max(v)] for m, v in values.items()}
 
     text = []
     for split, rows in table.items():
-        lines = [[method, *(f"{v:.3f} [{low:.3f}, {high:.3f}]" for v, low, high in row.values())] for method, row in rows.items()]
+        lines = [
+            [method, *(f"{v:.3f} [{low:.3f}, {high:.3f}]" for v, low, high in row.values())]
+            for method, row in rows.items()
+        ]
         text.append(f"`{split}` split\n\n" + markdown(["method", *MEASURES], lines))
     note = f"DPO and HaNoRec: mean [least, most] over seeds {args.seeds}; the others: value [95 % interval over users]."
     (HERE / "results").mkdir(exist_ok=True)

@@ -47,9 +47,7 @@ def no_unexpected_warning():
 # --- titles
 
 
-@pytest.mark.parametrize(
-    "header", ["item,title\n", "", "Item_ID,Title\n", "\ufeffid,name\n", "\ufeff", "itemid,t\r\n"]
-)
+@pytest.mark.parametrize("header", ["item,title\n", "", "Item_ID,Title\n", "\ufeffid,name\n", "\ufeff", "itemid,t\r\n"])
 def test_reads_items_in_file_order_with_or_without_header(tmp_path, header):
     read = read_catalog(
         write(tmp_path, header + '9,"Paris, Texas (1984)"\n\n \n 10 ,  Le  Samouraï\r\nx7,"Say ""hi"""\n')
@@ -263,10 +261,7 @@ def test_a_fingerprint_depends_on_content_alone(tmp_path):
     grid = np.arange(6).reshape(2, 3)
     assert content_fingerprint(grid.T) == content_fingerprint(grid.T.copy())
     # pinned: another value would throw away every cache that anyone has made
-    assert (
-        content_fingerprint("é", b"", None)
-        == "7a0c7f80275ffb9f5c7bdb9dba9a60026dcea418bff4536f09634abc58d133eb"
-    )
+    assert content_fingerprint("é", b"", None) == "7a0c7f80275ffb9f5c7bdb9dba9a60026dcea418bff4536f09634abc58d133eb"
 
 
 def test_a_fingerprint_refuses_what_has_no_bytes():

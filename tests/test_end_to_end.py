@@ -11,7 +11,20 @@ import pytest
 
 from hanorec.training import clear_errors
 
-FEW = ["--max-steps", "4", "--validate-every", "2", "--validate-users", "6", "--batch-size", "4", "--candidates", "8", "--log-every", "1"]
+FEW = [
+    "--max-steps",
+    "4",
+    "--validate-every",
+    "2",
+    "--validate-users",
+    "6",
+    "--batch-size",
+    "4",
+    "--candidates",
+    "8",
+    "--log-every",
+    "1",
+]
 
 
 @pytest.fixture
@@ -79,7 +92,14 @@ def test_the_first_dpo_step_starts_at_the_reference(script, runs):
     assert first["beta_min"] == first["beta_max"] == pytest.approx(0.1) and first["hardness_std"] == 0
 
 
-@pytest.mark.parametrize("more", [["--noise", "lora", "--noise-std", 0.01], ["--recipe", "calibrated", "--negatives", "neighbours", "--rejected", 3], ["--accumulate", 2]])
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--noise", "lora", "--noise-std", 0.01],
+        ["--recipe", "calibrated", "--negatives", "neighbours", "--rejected", 3],
+        ["--accumulate", 2],
+    ],
+)
 def test_hanorec_logs_its_hardness_responsiveness_and_beta(script, runs, more):
     status, _, errors = dpo(script, runs, "variant", *more, "--overwrite")
     assert status == 0, errors
@@ -90,9 +110,28 @@ def test_hanorec_logs_its_hardness_responsiveness_and_beta(script, runs, more):
 
 
 def test_evaluation_puts_everything_in_one_table(script, runs):
-    status, out, errors = script("evaluate", "--runs", runs / "sft", runs / "hanorec", "--candidates", 8, "--modality", "full", "blank", "shuffled", "no-titles")
+    status, out, errors = script(
+        "evaluate",
+        "--runs",
+        runs / "sft",
+        runs / "hanorec",
+        "--candidates",
+        8,
+        "--modality",
+        "full",
+        "blank",
+        "shuffled",
+        "no-titles",
+    )
     assert status == 0, errors
-    for method in ("random", "popularity", "oracle: words alone", "oracle: images alone", "oracle: words and images", f"{runs / 'hanorec'}, blank"):
+    for method in (
+        "random",
+        "popularity",
+        "oracle: words alone",
+        "oracle: images alone",
+        "oracle: words and images",
+        f"{runs / 'hanorec'}, blank",
+    ):
         assert f"| {method} " in out
     result = json.loads((runs / "hanorec" / "evaluation-test-next.json").read_text())
     assert result["measures"]["random"]["HR@1"][0] == pytest.approx(1 / 8)
@@ -105,7 +144,9 @@ def test_the_other_tasks_run_from_end_to_end(script, toy_folder, runs, task):
     assert sft(script, toy_folder, runs, task, "--task", task)[0] == 0
     status, _, errors = dpo(script, runs, f"{task}-hanorec", sft=task)
     assert status == 0, errors
-    status, out, errors = script("evaluate", "--runs", runs / task, runs / f"{task}-hanorec", "--candidates", 8, "--users", 20)
+    status, out, errors = script(
+        "evaluate", "--runs", runs / task, runs / f"{task}-hanorec", "--candidates", 8, "--users", 20
+    )
     assert status == 0, errors
     assert ("NDCG@3" if task == "top3" else "AUC hard") in out
 
@@ -121,7 +162,9 @@ def test_a_larger_backbone_gets_lora_and_is_read_back(script, toy_folder, runs):
 
 def test_options_can_come_from_a_file(script, toy_folder, runs):
     settings = runs / "settings.yaml"
-    settings.write_text(f"data: {toy_folder}\noutput: {runs / 'from-file'}\nmax_steps: 1\nbatch_size: 2\nvalidate_users: 2\ncandidates: 5\n")
+    settings.write_text(
+        f"data: {toy_folder}\noutput: {runs / 'from-file'}\nmax_steps: 1\nbatch_size: 2\nvalidate_users: 2\ncandidates: 5\n"
+    )
     status, _, errors = script("train_sft", settings)
     assert status == 0, errors
     settings.write_text("max_stepz: 1\n")

@@ -72,7 +72,9 @@ def test_the_cache_is_used_while_it_holds_and_made_anew_when_something_changes(e
     assert all(a.equal(b) for a, b in zip(first, ask())) and len(made) == 1
     ask(weights="other weights")
     ask(weights="other weights", k=4)
-    renamed = type(data.catalog)(data.catalog.items, ("New title", *data.catalog.titles[1:]), data.catalog.images, data.catalog.index)
+    renamed = type(data.catalog)(
+        data.catalog.items, ("New title", *data.catalog.titles[1:]), data.catalog.images, data.catalog.index
+    )
     ask(weights="other weights", k=4, catalog=renamed)
     assert len(made) == 4
     cache.write_bytes(cache.read_bytes()[:40])  # cut short

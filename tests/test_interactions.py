@@ -25,9 +25,7 @@ def write(tmp_path, content):
 # --- rows
 
 
-@pytest.mark.parametrize(
-    "content", ["u2\tc a c\n\nu1\tb\n", "\ufeffu2\tc a c\r\n \r\nu1\tb", "u2 \t c  a c \nu1\tb\n"]
-)
+@pytest.mark.parametrize("content", ["u2\tc a c\n\nu1\tb\n", "\ufeffu2\tc a c\r\n \r\nu1\tb", "u2 \t c  a c \nu1\tb\n"])
 def test_reads_rows_in_file_order(tmp_path, content):
     assert read_sequences(write(tmp_path, content), CATALOG) == [
         Sequence("u2", (2, 0, 2)),
@@ -83,9 +81,7 @@ def test_the_last_window_of_a_row():
 
 def test_the_papers_window_is_the_default():
     # five items, then one
-    assert windows([Sequence("u", tuple(range(8)))])[0] == [
-        Window("u", (2, 3, 4, 5, 6), (7,), frozenset(range(8)), 7)
-    ]
+    assert windows([Sequence("u", tuple(range(8)))])[0] == [Window("u", (2, 3, 4, 5, 6), (7,), frozenset(range(8)), 7)]
 
 
 def test_every_window_of_a_row_oldest_first():
@@ -123,9 +119,7 @@ def test_without_a_minimum_a_history_can_be_empty():
 
 def test_a_target_chosen_before_is_left_out_of_the_history():
     # 1 is the target and stands twice in the history; it stays in `seen`
-    assert windows([Sequence("u", (1, 2, 1, 3, 1))])[0] == [
-        Window("u", (2, 3), (1,), frozenset({1, 2, 3}), 4)
-    ]
+    assert windows([Sequence("u", (1, 2, 1, 3, 1))])[0] == [Window("u", (2, 3), (1,), frozenset({1, 2, 3}), 4)]
     # what lies before the window is not pulled in to fill the gap
     assert windows([Sequence("u", (0, 4, 1, 3, 1))], history=2)[0][0].history == (3,)
     # nothing else is left of the history, so there is no window
@@ -183,9 +177,7 @@ def test_rng_is_told_apart_by_seed_and_key():
 def test_rng_is_the_same_in_every_process():
     # pinned: another value would change every published draw
     assert rng(2025, "user", 3).integers(1000, size=4).tolist() == [490, 316, 443, 882]
-    command = (
-        "from hanorec.interactions import rng; print(rng(2025, 'user', 3).integers(1000, size=4).tolist())"
-    )
+    command = "from hanorec.interactions import rng; print(rng(2025, 'user', 3).integers(1000, size=4).tolist())"
     for salt in ("1", "2"):
         environment = {"PYTHONHASHSEED": salt, "PYTHONPATH": os.pathsep.join(sys.path)}
         printed = subprocess.check_output([sys.executable, "-c", command], env=environment, text=True)

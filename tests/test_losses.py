@@ -86,9 +86,7 @@ def test_logit_noise_is_gaussian_of_the_given_std_on_every_token_of_every_positi
 
 def test_logit_noise_follows_its_generator_and_falls_on_responses_only():
     logits, labels = torch.randn(2, 3, 7, generator=seeded()), T([[1, 2, 3], [4, 5, 6]])
-    one, same, other = (
-        L.response_logps(logits, labels, noise_std=0.1, generator=seeded(s)) for s in (1, 1, 2)
-    )
+    one, same, other = (L.response_logps(logits, labels, noise_std=0.1, generator=seeded(s)) for s in (1, 1, 2))
     assert_close(one, same, **EXACT)
     assert (one != other).all()
     # A prompt in front takes no noise, so the responses get the same.
@@ -107,9 +105,7 @@ def test_gradients_match_finite_differences():
     logits = torch.randn(2, 3, 5, dtype=torch.float64, generator=seeded(), requires_grad=True)
     labels = T([[0, 4, -100], [2, -100, 1]])
     for std in (0.0, 0.3):
-        assert gradcheck(
-            lambda z, s=std: L.response_logps(z, labels, noise_std=s, generator=seeded()), logits
-        )
+        assert gradcheck(lambda z, s=std: L.response_logps(z, labels, noise_std=s, generator=seeded()), logits)
     chosen, rejected, *reference = torch.randn(4, 5, dtype=torch.float64, generator=seeded())
     policy = chosen.requires_grad_(), rejected.requires_grad_()
     fixed = {"hardness": f64(0.9, 1.0, 1.1, 0.8, 1.2), "beta": 2.0, "responsiveness": 0.7}
@@ -195,9 +191,7 @@ def test_eq8_depends_on_neither_the_scale_nor_the_order_of_the_gaps(gaps, scale,
 def test_eq8_denominator_is_sigma_of_one_even_where_large_gaps_cancel():
     # A hundred gaps that sum to 1/64 exactly: R/R̄ exceeds 6e7, and the float32 mean of such numbers is not 1.
     gaps = torch.randint(-640_000, 640_000, (99,), generator=seeded(2))
-    gaps = (
-        torch.cat([gaps, 1 - gaps.sum(0, keepdim=True)]) / 64
-    )  # the last is -64568: trimming it lifts the mean
+    gaps = torch.cat([gaps, 1 - gaps.sum(0, keepdim=True)]) / 64  # the last is -64568: trimming it lifts the mean
     assert L.policy_responsiveness(gaps).item() == pytest.approx(1 / 0.731059, abs=1e-5)  # σ(∞) / σ(1)
 
 

@@ -226,9 +226,7 @@ def test_the_interval_of_the_mean_is_the_normal_one():
 
 def test_the_interval_covers_as_often_as_it_says():
     random = np.random.default_rng(4)
-    bounds = [
-        bootstrap_interval(random.random(60), samples=300, seed=trial, level=0.9) for trial in range(300)
-    ]
+    bounds = [bootstrap_interval(random.random(60), samples=300, seed=trial, level=0.9) for trial in range(300)]
     covered = np.mean([low <= 0.5 <= high for low, high in bounds])
     assert 0.84 < covered < 0.95  # a binomial with p = 0.9 over 300 trials has a standard deviation of 0.017
 
@@ -246,9 +244,7 @@ def test_columns_and_a_callable_give_what_the_columns_mean_gives():
     for column in range(3):
         expected = pytest.approx((low[column], high[column]), abs=1e-12)
         assert bootstrap_interval(values[:, column], samples=200) == expected
-        means = bootstrap_interval(
-            values, samples=200, statistic=lambda index, c=column: values[index, c].mean()
-        )
+        means = bootstrap_interval(values, samples=200, statistic=lambda index, c=column: values[index, c].mean())
         assert means == expected
     both = bootstrap_interval(values, samples=200, statistic=lambda index: values[index].mean(0))
     np.testing.assert_allclose(both, (low, high))
@@ -263,9 +259,7 @@ def test_many_users_are_drawn_in_blocks():
     # 300,000 users: 3 samples a block, so 4 samples need two
     values = np.random.default_rng(7).random(300_000)
     means = []
-    expected = bootstrap_interval(
-        values, samples=4, statistic=lambda index: means.append(0) or values[index].mean()
-    )
+    expected = bootstrap_interval(values, samples=4, statistic=lambda index: means.append(0) or values[index].mean())
     assert bootstrap_interval(values, samples=4) == pytest.approx(expected, abs=1e-12)
     assert len(means) == 4
 

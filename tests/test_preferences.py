@@ -19,7 +19,9 @@ TASKS = ["next", "top3", "yesno"]
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("strategy", ["random", "popularity", "neighbours"])
 def test_no_negative_was_ever_chosen_and_no_target_leaks(data, task, strategy):
-    neighbours = np.random.default_rng(0).permuted(np.tile(np.arange(len(data.catalog)), (len(data.catalog), 1)), axis=1)[:, :30]
+    neighbours = np.random.default_rng(0).permuted(
+        np.tile(np.arange(len(data.catalog)), (len(data.catalog), 1)), axis=1
+    )[:, :30]
     rows = {row.user: set(row.items) for row in read_sequences(data.folder / "train.tsv", data.catalog)}
     examples = split_examples(data, "train", task, every=True, candidates=9, rejected=1 if task == "yesno" else 2,
                               negatives=strategy, neighbours=neighbours)  # fmt: skip
@@ -43,7 +45,9 @@ def test_examples_depend_on_the_seed_alone(data, task):
 
 
 def test_the_target_stands_anywhere_in_the_list(data):
-    places = Counter(e.candidates.index(e.targets[0]) for e in split_examples(data, "train", "next", every=True, candidates=5))
+    places = Counter(
+        e.candidates.index(e.targets[0]) for e in split_examples(data, "train", "next", every=True, candidates=5)
+    )
     assert set(places) == set(range(5)) and max(places.values()) < 0.4 * sum(places.values())
 
 

@@ -163,10 +163,7 @@ def test_movies_without_a_readable_poster_are_dropped_or_kept(tmp_path, raw, pos
         run(raw, posters, tmp_path / "out", "--min-items", "3", "--require-poster")
     assert split(tmp_path / "out", "test") == "2\t3 6 1\n"
     printed = capsys.readouterr().out
-    assert (
-        "4 movies, 4 with a poster\n    dropped: 2 without a readable poster (1 posters are broken)"
-        in printed
-    )
+    assert "4 movies, 4 with a poster\n    dropped: 2 without a readable poster (1 posters are broken)" in printed
     assert "5 of dropped movies, 1 of a movie chosen before, 3 of dropped users" in printed
 
 
@@ -360,9 +357,7 @@ def test_overwrite_replaces_datasets_only(tmp_path, raw, posters, capsys):
     assert (home / "thesis.tex").exists()
 
 
-def test_a_failure_leaves_the_old_dataset_and_nothing_half_written(
-    tmp_path, raw, posters, capsys, monkeypatch
-):
+def test_a_failure_leaves_the_old_dataset_and_nothing_half_written(tmp_path, raw, posters, capsys, monkeypatch):
     out = tmp_path / "out"
     run(raw, posters, out, "--min-items", "4")
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}

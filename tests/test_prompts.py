@@ -16,7 +16,9 @@ def written(encoder, ids: list[int]) -> str:
     """Token ids as text, an image's placeholders as one [image]."""
     tokenizer = encoder.backbone.processor.tokenizer
     image = tokenizer.decode(encoder.block(0))
-    return tokenizer.decode(ids).replace(image, "[image]").replace("<|im_start|>", "").replace("<end_of_utterance>", "∎")
+    return (
+        tokenizer.decode(ids).replace(image, "[image]").replace("<|im_start|>", "").replace("<end_of_utterance>", "∎")
+    )
 
 
 def test_the_prompt_reads_as_the_paper_describes_it(encoder, data):

@@ -29,7 +29,11 @@ def batch(encoder):
         Prompt(word("Tide of ") + encoder.block(3), [3]),
         Prompt(word("no image here, but some words"), []),
     ]
-    responses = [[word("Orbit Bara")], [word("a"), word("Comet Dara, longer"), word("Tide")], [word("Yes"), word("No no")]]
+    responses = [
+        [word("Orbit Bara")],
+        [word("a"), word("Comet Dara, longer"), word("Tide")],
+        [word("Yes"), word("No no")],
+    ]
     return prompts, responses
 
 
@@ -55,7 +59,9 @@ def test_packed_lora_gradients_equal_the_plain_forward(encoder, batch):
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
 
     packed = gradients(score(encoder, prompts, responses))
-    plain = gradients(torch.stack([plain_logp(encoder, p, r) for p, answers in zip(prompts, responses) for r in answers]))
+    plain = gradients(
+        torch.stack([plain_logp(encoder, p, r) for p, answers in zip(prompts, responses) for r in answers])
+    )
     assert plain.norm() > 0
     assert (packed - plain).norm() / plain.norm() < 1e-3
 
@@ -95,7 +101,10 @@ def test_noise_on_logits_is_reproducible_and_off_by_default(encoder, batch):
     prompts, responses = batch
     with torch.no_grad():
         clean, again = score(encoder, prompts, responses), score(encoder, prompts, responses)
-        noisy = [score(encoder, prompts, responses, noise_std=0.5, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+        noisy = [
+            score(encoder, prompts, responses, noise_std=0.5, generator=torch.Generator().manual_seed(s))
+            for s in (1, 1, 2)
+        ]
     assert torch.equal(clean, again)
     assert torch.equal(noisy[0], noisy[1]) and not torch.equal(noisy[0], noisy[2])
     assert not torch.allclose(noisy[0], clean, atol=1e-3)

@@ -37,7 +37,12 @@ def test_cold_items_never_occur_in_training_and_fill_the_cold_histories(data):
     cold = read_sequences(data.folder / "cold.tsv", data.catalog)
     for row in cold:
         assert not data.counts[list(row.items[:-1])].any()
-    everything = [i for name in ("train", "val", "test") for r in read_sequences(data.folder / f"{name}.tsv", data.catalog) for i in r.items]
+    everything = [
+        i
+        for name in ("train", "val", "test")
+        for r in read_sequences(data.folder / f"{name}.tsv", data.catalog)
+        for i in r.items
+    ]
     assert not set(everything) & {i for row in cold for i in row.items[:-1]}
 
 

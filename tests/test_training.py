@@ -54,7 +54,11 @@ def train(folder, *, stop_at=None, bad_at=None, **changes):
 
 
 def outcome(folder):
-    return torch.load(folder / "model.pt"), (folder / "metrics.jsonl").read_text(), (folder / "finished.json").read_text()
+    return (
+        torch.load(folder / "model.pt"),
+        (folder / "metrics.jsonl").read_text(),
+        (folder / "finished.json").read_text(),
+    )
 
 
 def test_every_epoch_visits_every_example_once_in_another_order(tmp_path):
@@ -77,7 +81,9 @@ def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(tmp_path, stop_at
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_last_good_state(tmp_path):
-    with pytest.raises(DataError, match=r"stopped at step 4: .*not finite.*user\d, user\d, user\d, user\d.*last good state") as stopped:
+    with pytest.raises(
+        DataError, match=r"stopped at step 4: .*not finite.*user\d, user\d, user\d, user\d.*last good state"
+    ) as stopped:
         train(tmp_path / "run", bad_at=4)
     assert str(tmp_path / "run" / "checkpoint") in str(stopped.value)
     assert json.loads((tmp_path / "run" / "checkpoint" / "state.json").read_text())["step"] == 4
@@ -124,7 +130,15 @@ def test_a_checkpoint_cut_short_is_an_error_that_names_it(tmp_path):
         train(tmp_path / "run", resume=True)
 
 
-@pytest.mark.parametrize("content, message", [(None, "not a run's folder"), ("{}", "not a run's folder"), ('{"kind": "dpo"}', "of kind 'dpo'"), ('{"kind": "sft"}', "not finished")])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "not a run's folder"),
+        ("{}", "not a run's folder"),
+        ('{"kind": "dpo"}', "of kind 'dpo'"),
+        ('{"kind": "sft"}', "not finished"),
+    ],
+)
 def test_what_is_no_finished_run_of_the_kind_is_an_error(tmp_path, content, message):
     if content:
         (tmp_path / "config.json").write_text(content)

@@ -68,7 +68,7 @@ def choose_device() -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """"auto" is bfloat16 on a CUDA device that has it and float32 elsewhere: on most CPUs the half precisions
+    """ "auto" is bfloat16 on a CUDA device that has it and float32 elsewhere: on most CPUs the half precisions
     are emulated, and up to a hundred times slower."""
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
@@ -94,7 +94,9 @@ def load_backbone(name: str, *, device: torch.device | None = None, dtype: str =
     if not hasattr(model, "get_image_features") or not hasattr(processor, "image_processor"):
         raise DataError(f"--backbone {name}: {type(model).__name__} takes no images")
     if hasattr(model.base_model, "get_rope_index"):
-        raise DataError(f"--backbone {name}: multimodal rotary positions ({type(model).__name__}) are not supported yet")
+        raise DataError(
+            f"--backbone {name}: multimodal rotary positions ({type(model).__name__}) are not supported yet"
+        )
     model.to(device).eval()
     return Backbone(model, processor, *_chat_format(processor), _image_text(processor))
 
@@ -126,7 +128,9 @@ def _image_text(processor) -> str:
 def add_lora(model: torch.nn.Module, *, rank: int = 8, alpha: int = 32, dropout: float = 0.05) -> PeftModel:
     """Freeze the model and give every linear layer of its language model a fresh LoRA pair (the paper: rank 8,
     alpha 32, dropout 0.05). The vision tower, the connector and the output head stay as they are."""
-    language = model.base_model.language_model if hasattr(model.base_model, "language_model") else model.base_model.text_model
+    language = (
+        model.base_model.language_model if hasattr(model.base_model, "language_model") else model.base_model.text_model
+    )
     layers = {id(layer) for layer in language.modules() if isinstance(layer, torch.nn.Linear)}
     targets = [name for name, layer in model.named_modules() if id(layer) in layers]
     return get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets))
@@ -232,4 +236,8 @@ class ImageEncoder:
 
 def image_outputs(features: Tensor | None) -> dict:
     """Ready features as the keyword arguments of a model's forward."""
-    return {} if features is None else {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=[features])}}
+    return (
+        {}
+        if features is None
+        else {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=[features])}}
+    )

@@ -63,9 +63,7 @@ def read_catalog(folder: str | Path) -> Catalog:
         if not titles and cells[0].strip().lower() in HEADER_CELLS:
             continue
         if len(cells) != 2:
-            hint = (
-                'quote a title that holds a comma, as in 7,"Paris, Texas"' if len(cells) > 2 else "no title"
-            )
+            hint = 'quote a title that holds a comma, as in 7,"Paris, Texas"' if len(cells) > 2 else "no title"
             raise DataError(f"{path}:{line}: expected item,title ({hint}), found {','.join(cells)!r}")
         item, title = cells[0].strip(), " ".join(cells[1].split())
         if len(item.split()) != 1:  # sequences are split at spaces, so such an id could never be named there
@@ -85,9 +83,7 @@ def read_catalog(folder: str | Path) -> Catalog:
             f"{folder / 'images'}: no image is named after an item, e.g. {next(iter(titles))}.jpg",
             stacklevel=2,
         )
-    return Catalog(
-        tuple(titles), tuple(titles.values()), images, {item: row for row, item in enumerate(titles)}
-    )
+    return Catalog(tuple(titles), tuple(titles.values()), images, {item: row for row, item in enumerate(titles)})
 
 
 def load_image(path: str | Path) -> Image.Image | None:
@@ -111,9 +107,7 @@ def read_images(catalog: Catalog, indices: Iterable[int]) -> list[Image.Image | 
     images = [load_image(path) if path else None for path in paths]
     broken = sum(path is not None and image is None for path, image in zip(paths, images))
     if broken:
-        warnings.warn(
-            f"{broken} of {len(paths)} items are treated as without image: broken file", stacklevel=2
-        )
+        warnings.warn(f"{broken} of {len(paths)} items are treated as without image: broken file", stacklevel=2)
     return images
 
 
@@ -197,15 +191,11 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _warn_of_shared_titles(path: Path, titles: dict[str, str]) -> None:
     first: dict[str, str] = {}
-    shared = [
-        (first[title], item, title) for item, title in titles.items() if first.setdefault(title, item) != item
-    ]
+    shared = [(first[title], item, title) for item, title in titles.items() if first.setdefault(title, item) != item]
     if shared:
         one, other, title = shared[0]
         example = f"e.g. {title!r} is {one} and {other}; they are kept apart by id"
-        warnings.warn(
-            f"{path}: {len(shared)} items have the title of an earlier item, {example}", stacklevel=3
-        )
+        warnings.warn(f"{path}: {len(shared)} items have the title of an earlier item, {example}", stacklevel=3)
 
 
 def _image_files(folder: Path) -> dict[str, Path]:

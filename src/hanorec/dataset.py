@@ -70,8 +70,11 @@ def split_examples(
     sequences = data.train if split == "train" else read_sequences(data.folder / f"{split}.tsv", data.catalog)
     found, skipped = windows(sequences, history=history or HISTORY[task], targets=TARGETS[task], every=every)
     if skipped:
-        warnings.warn(f"{data.folder / f'{split}.tsv'}: {skipped} of {len(sequences)} rows are too short for "
-                      f"the task {task} and are skipped", stacklevel=2)
+        warnings.warn(
+            f"{data.folder / f'{split}.tsv'}: {skipped} of {len(sequences)} rows are too short for "
+            f"the task {task} and are skipped",
+            stacklevel=2,
+        )
     if not found:
         raise DataError(f"{data.folder / f'{split}.tsv'}: no row is long enough for the task {task}")
     if users is not None and users < len(found):

@@ -57,7 +57,9 @@ def nearest(embeddings: Tensor, k: int, *, block: int = 1024) -> tuple[Tensor, T
     return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
 
 
-def item_neighbours(encoder: ImageEncoder, catalog: Catalog, k: int, cache: Path, weights: str) -> tuple[Tensor, Tensor]:
+def item_neighbours(
+    encoder: ImageEncoder, catalog: Catalog, k: int, cache: Path, weights: str
+) -> tuple[Tensor, Tensor]:
     """`nearest` of the whole catalogue, read from `cache` where that was made from the same things.
 
     weights: the fingerprint of the model. Anything else it depends on (titles, image files, k) is added here, so

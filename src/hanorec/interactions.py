@@ -113,9 +113,7 @@ def popularity(sequences: Iterable[Sequence], n_items: int) -> np.ndarray:
     """How often each item occurs: int64 [n_items]. ValueError for an item index outside the catalogue."""
     items = np.array([item for sequence in sequences for item in sequence.items], dtype=np.int64)
     if len(items) and not 0 <= items.min() <= items.max() < n_items:
-        raise ValueError(
-            f"item indices reach from {items.min()} to {items.max()}, but there are {n_items} items"
-        )
+        raise ValueError(f"item indices reach from {items.min()} to {items.max()}, but there are {n_items} items")
     return np.bincount(items, minlength=n_items).astype(np.int64)
 
 

@@ -196,9 +196,7 @@ def hanorec_loss(
 
 
 @contextmanager
-def perturbed_lora(
-    model: nn.Module, noise_std: float, *, generator: torch.Generator | None = None
-) -> Iterator[None]:
+def perturbed_lora(model: nn.Module, noise_std: float, *, generator: torch.Generator | None = None) -> Iterator[None]:
     """NoDO on LoRA weights, as the authors' release does it: A' = A + σ_n ε_A, B' = B + σ_n ε_B.
 
     Open it around one policy forward; with activation checkpointing, around its backward too, which computes
@@ -214,9 +212,7 @@ def perturbed_lora(
     Raises: ValueError for a negative `noise_std`, or noise for a `model` without LoRA layers.
     """
     _check(0 <= noise_std < math.inf, "noise_std", f"must be finite and at least 0, got {noise_std}")
-    layers = [
-        m for m in model.modules() if isinstance(getattr(m, "lora_A", None), nn.ModuleDict) and m.lora_A
-    ]
+    layers = [m for m in model.modules() if isinstance(getattr(m, "lora_A", None), nn.ModuleDict) and m.lora_A]
     _check(layers or noise_std == 0, "model", "has no LoRA layers to perturb")
     linears = [
         matrices[name]

@@ -140,9 +140,7 @@ def _mean_gain(
     """Mean of gain(place) over places ahead .. ahead + tied, where a place from k on gains nothing."""
     ahead, tied = np.asarray(ahead), np.asarray(tied)
     if ahead.ndim != 1 or ahead.shape != tied.shape or (ahead < 0).any() or (tied < 0).any():
-        raise ValueError(
-            f"expected counts ahead[U] and tied[U], not {ahead.shape} and {tied.shape} or below 0"
-        )
+        raise ValueError(f"expected counts ahead[U] and tied[U], not {ahead.shape} and {tied.shape} or below 0")
     if k is not None and k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
     end = ahead + tied + 1

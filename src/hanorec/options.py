@@ -24,12 +24,22 @@ def option(default, help: str):
 class RunOptions:
     """What both training stages share."""
 
-    data: Optional[str] = option(None, "dataset folder, laid out as in data/README.md; without it the toy catalogue is made in data/toy")
-    task: Literal["next", "top3", "yesno"] = option("next", "what is asked: the next item, the next three in order, or yes/no for one item")
-    history: Optional[int] = option(None, "items of history a prompt shows at most; the paper's, if not given: 5, for top3 3")
+    data: Optional[str] = option(
+        None, "dataset folder, laid out as in data/README.md; without it the toy catalogue is made in data/toy"
+    )
+    task: Literal["next", "top3", "yesno"] = option(
+        "next", "what is asked: the next item, the next three in order, or yes/no for one item"
+    )
+    history: Optional[int] = option(
+        None, "items of history a prompt shows at most; the paper's, if not given: 5, for top3 3"
+    )
     candidates: int = option(20, "items the target is ranked among, itself included")
-    list_candidates: bool = option(False, "list the candidates' titles in the prompt, as the paper does; the tiny backbone learns faster without")
-    windows: Literal["every", "last"] = option("every", "train on every window of a user's row, or on the last one only (the paper)")
+    list_candidates: bool = option(
+        False, "list the candidates' titles in the prompt, as the paper does; the tiny backbone learns faster without"
+    )
+    windows: Literal["every", "last"] = option(
+        "every", "train on every window of a user's row, or on the last one only (the paper)"
+    )
     train_users: Optional[int] = option(None, "train on so many windows, drawn by the seed; all, if not given")
     epochs: float = option(1.0, "passes over the training windows")
     max_steps: Optional[int] = option(None, "stop after so many optimizer steps, whatever the epochs")
@@ -43,7 +53,9 @@ class RunOptions:
     validate_users: int = option(200, "users a validation ranks")
     log_every: int = option(10, "steps between lines of metrics.jsonl")
     checkpoint_every: int = option(200, "steps between checkpoints, for --resume")
-    dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "precision of the weights; auto: bfloat16 on CUDA devices that have it, else float32")
+    dtype: Literal["auto", "float32", "bfloat16"] = option(
+        "auto", "precision of the weights; auto: bfloat16 on CUDA devices that have it, else float32"
+    )
     seed: int = option(2025, "of everything random: order, negatives, dropout, noise")
     resume: bool = option(False, "go on with an unfinished run in --output")
     overwrite: bool = option(False, "replace a run in --output")
@@ -56,7 +68,9 @@ class SFTOptions(RunOptions):
     backbone: str = option("tiny", 'the model: "tiny" (embedded), a Hugging Face hub id, or a folder')
     output: str = option("runs/sft", "the run's folder")
     epochs: float = option(2.0, "passes over the training windows")
-    lora: Literal["auto", "on", "off"] = option("auto", "train LoRA adapters, or all weights; auto: all weights below 20 million parameters")
+    lora: Literal["auto", "on", "off"] = option(
+        "auto", "train LoRA adapters, or all weights; auto: all weights below 20 million parameters"
+    )
     lora_rank: int = option(8, "rank of the LoRA matrices")
     lora_alpha: int = option(32, "LoRA's scale is alpha / rank")
     lora_dropout: float = option(0.05, "dropout before LoRA")
@@ -68,21 +82,38 @@ class DPOOptions(RunOptions):
     """Preference optimization of an SFT model: a fresh LoRA adapter, the SFT model as reference."""
 
     sft: str = option("runs/sft", "folder of the finished SFT run")
-    windows: Literal["every", "last"] = option("last", "train on the last window of a user's row (the paper), or on every one")
+    windows: Literal["every", "last"] = option(
+        "last", "train on the last window of a user's row (the paper), or on every one"
+    )
     data: Optional[str] = option(None, "dataset folder; the SFT run's, if not given")
     task: Optional[Literal["next", "top3", "yesno"]] = option(None, "what is asked; the SFT run's, if not given")
     history: Optional[int] = option(None, "items of history a prompt shows at most; the SFT run's, if not given")
     candidates: Optional[int] = option(None, "items the target is ranked among; the SFT run's, if not given")
-    list_candidates: Optional[bool] = option(None, "list the candidates' titles in the prompt; as the SFT run did, if not given")
+    list_candidates: Optional[bool] = option(
+        None, "list the candidates' titles in the prompt; as the SFT run did, if not given"
+    )
     output: str = option("runs/hanorec", "the run's folder")
-    loss: Literal["hanorec", "dpo"] = option("hanorec", "the objective; dpo is HaNoRec with hardness and responsiveness at 1")
-    recipe: Literal["paper", "calibrated"] = option("paper", "paper: Eqs. 5 and 8 as they stand; calibrated: temperature 0.05 in Eq. 5 and a bounded, running responsiveness")
-    noise: Optional[Literal["logits", "lora", "none"]] = option(None, "where NoDO adds Gaussian noise: the response logits (the paper), the LoRA weights (the authors' release), or nowhere; if not given, logits for hanorec and none for dpo")
-    noise_std: float = option(0.1, "standard deviation of the noise; the paper: 0.1 (Netflix, MovieLens), 0.05 (MicroLens)")
+    loss: Literal["hanorec", "dpo"] = option(
+        "hanorec", "the objective; dpo is HaNoRec with hardness and responsiveness at 1"
+    )
+    recipe: Literal["paper", "calibrated"] = option(
+        "paper",
+        "paper: Eqs. 5 and 8 as they stand; calibrated: temperature 0.05 in Eq. 5 and a bounded, running responsiveness",
+    )
+    noise: Optional[Literal["logits", "lora", "none"]] = option(
+        None,
+        "where NoDO adds Gaussian noise: the response logits (the paper), the LoRA weights (the authors' release), "
+        "or nowhere; if not given, logits for hanorec and none for dpo",
+    )
+    noise_std: float = option(
+        0.1, "standard deviation of the noise; the paper: 0.1 (Netflix, MovieLens), 0.05 (MicroLens)"
+    )
     beta: float = option(0.1, "β₀, how strongly the policy is tied to the reference")
     neighbours: int = option(10, "K, similar items that tell how hard a pair is (Eq. 5)")
     temperature: Optional[float] = option(None, "τ of Eq. 5; the recipe's, if not given: 1, calibrated 0.05")
-    negatives: Literal["random", "popularity", "neighbours"] = option("random", "how rejected items are drawn; neighbours: among the K nearest of the chosen item")
+    negatives: Literal["random", "popularity", "neighbours"] = option(
+        "random", "how rejected items are drawn; neighbours: among the K nearest of the chosen item"
+    )
     rejected: int = option(1, "rejected responses an example, each a pair with the chosen one")
     lora_rank: int = option(8, "rank of the LoRA matrices")
     lora_alpha: int = option(32, "LoRA's scale is alpha / rank")
@@ -93,14 +124,24 @@ class DPOOptions(RunOptions):
 class EvaluationOptions:
     """Rank candidates with trained runs and baselines, side by side, on the same users and candidates."""
 
-    runs: list[str] = field(default_factory=lambda: ["runs/sft", "runs/hanorec"], metadata={"help": "folders of finished runs"})
+    runs: list[str] = field(
+        default_factory=lambda: ["runs/sft", "runs/hanorec"], metadata={"help": "folders of finished runs"}
+    )
     data: Optional[str] = option(None, "dataset folder; the first run's, if not given")
-    split: str = option("test", "which rows: val, test, or any other <split>.tsv of the dataset (the toy catalogue has cold)")
+    split: str = option(
+        "test", "which rows: val, test, or any other <split>.tsv of the dataset (the toy catalogue has cold)"
+    )
     task: Optional[Literal["next", "top3", "yesno"]] = option(None, "what is asked; the first run's, if not given")
     history: Optional[int] = option(None, "items of history a prompt shows at most; the first run's, if not given")
     candidates: int = option(20, "items the target is ranked among, itself included")
     users: Optional[int] = option(None, "users to rank, drawn by the seed; all, if not given")
-    modality: list[str] = field(default_factory=lambda: ["full"], metadata={"help": "what a model sees of the history, one or more of full, blank (every image grey), shuffled (images exchanged between items), no-titles (titles hidden)"})
+    modality: list[str] = field(
+        default_factory=lambda: ["full"],
+        metadata={
+            "help": "what a model sees of the history, one or more of full, blank (every image grey), "
+            "shuffled (images exchanged between items), no-titles (titles hidden)"
+        },
+    )
     batch_size: int = option(16, "prompts a forward")
     seed: int = option(2025, "of users and candidates")
 

@@ -29,7 +29,9 @@ from hanorec.toy import choice_probabilities
 OBSERVERS = ("both", "words", "images")
 
 
-def read_oracles(folder: Path, catalog: Catalog, pool: np.ndarray, *, know_candidates: bool) -> dict[str, Callable[[Example], np.ndarray]]:
+def read_oracles(
+    folder: Path, catalog: Catalog, pool: np.ndarray, *, know_candidates: bool
+) -> dict[str, Callable[[Example], np.ndarray]]:
     """The observers' scorers by name; empty where the dataset is no toy world.
 
     pool: the items that targets are chosen from. know_candidates: the cold split's rule, see above.

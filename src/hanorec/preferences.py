@@ -61,7 +61,9 @@ class Negatives:
     strategy: str = "random"
     neighbours: np.ndarray | None = None
 
-    def draw(self, window: Window, number: int, generator: np.random.Generator, *, hard: int | None = None) -> list[int]:
+    def draw(
+        self, window: Window, number: int, generator: np.random.Generator, *, hard: int | None = None
+    ) -> list[int]:
         """`number` distinct items of the pool, none of the user's row: the first `hard` (None: all) by the
         strategy, the others at random.
 

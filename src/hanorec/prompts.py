@@ -32,8 +32,15 @@ class Prompts:
     titles of the history, so that only its images tell what the items are.
     """
 
-    def __init__(self, encoder: ImageEncoder, titles: Sequence[str], task: str, *, list_candidates: bool = True,
-                 mask_titles: bool = False):
+    def __init__(
+        self,
+        encoder: ImageEncoder,
+        titles: Sequence[str],
+        task: str,
+        *,
+        list_candidates: bool = True,
+        mask_titles: bool = False,
+    ):
         backbone = encoder.backbone
         self.encoder, self.task, self.listed = encoder, task, list_candidates
         self.titles = [backbone.tokens(title) for title in titles]

@@ -86,7 +86,10 @@ def user_measures(task: str, answers: Answers, examples: Sequence[Example]) -> d
     """One number an example and metric, [U]; yes/no measures belong to all users together, see `measures`."""
     targets = np.array([example.targets for example in examples])
     if task == "top3":
-        return {"HR@3": metrics.list_hit_rate(answers.lists, targets), "NDCG@3": metrics.list_ndcg(answers.lists, targets)}
+        return {
+            "HR@3": metrics.list_hit_rate(answers.lists, targets),
+            "NDCG@3": metrics.list_ndcg(answers.lists, targets),
+        }
     target = np.array([example.candidates.index(example.targets[0]) for example in examples])
     ahead, tied = metrics.positions(answers.scores, target)
     return {

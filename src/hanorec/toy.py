@@ -113,8 +113,12 @@ def make_toy(folder: str | Path, world: World = World()) -> Path:
 
     Errors: ValueError where a row could need more items of a cell than there are.
     """
-    if world.longest_row > world.familiar_per_cell or len(NAMES) < len(THEMES) * len(STYLES) * (world.familiar_per_cell + world.cold_per_cell):
-        raise ValueError(f"longest_row must be at most familiar_per_cell, and there are {len(NAMES)} names for all items: {world}")
+    if world.longest_row > world.familiar_per_cell or len(NAMES) < len(THEMES) * len(STYLES) * (
+        world.familiar_per_cell + world.cold_per_cell
+    ):
+        raise ValueError(
+            f"longest_row must be at most familiar_per_cell, and there are {len(NAMES)} names for all items: {world}"
+        )
     folder = Path(folder)
     rng = np.random.default_rng(world.seed)
     per_cell = world.familiar_per_cell + world.cold_per_cell
@@ -154,15 +158,25 @@ def make_toy(folder: str | Path, world: World = World()) -> Path:
             image.save(partial / "images" / f"{item}.png")
         with open(partial / "titles.csv", "w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([("item", "title"), *enumerate(titles)])
-        for name, users, cut in [("train", rows, -2), ("val", rows, -1), ("test", rows, None), ("cold", cold_rows, None)]:
-            lines = (f"{name[0] if name == 'cold' else 'u'}{user}\t{' '.join(map(str, items[:cut]))}\n" for user, items in enumerate(users))
+        for name, users, cut in [
+            ("train", rows, -2),
+            ("val", rows, -1),
+            ("test", rows, None),
+            ("cold", cold_rows, None),
+        ]:
+            lines = (
+                f"{name[0] if name == 'cold' else 'u'}{user}\t{' '.join(map(str, items[:cut]))}\n"
+                for user, items in enumerate(users)
+            )
             (partial / f"{name}.tsv").write_text("".join(lines), encoding="utf-8")
         facts = {
             "world": asdict(world),
             "themes": themes,
             "styles": list(STYLES),
             "prior": prior.tolist(),
-            "items": {str(item): [int(cell) // len(STYLES), int(cell) % len(STYLES)] for item, cell in enumerate(cell_of)},
+            "items": {
+                str(item): [int(cell) // len(STYLES), int(cell) % len(STYLES)] for item, cell in enumerate(cell_of)
+            },
         }
         (partial / "world.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         if folder.exists():

@@ -193,9 +193,17 @@ class Run:
         save_file({k: v.contiguous() for k, v in self._weights().items()}, fresh / "weights.safetensors")
         if self.best_weights:
             save_file(self.best_weights, fresh / "best.safetensors")
-        torch.save({"optimizer": self.optimizer.state_dict(), "torch": torch.get_rng_state(),
-                    "noise": self.generator.get_state()}, fresh / "optimizer.pt")
-        state = dict(step=self.step, best=self.best, best_step=self.best_step,  scale=getattr(self.running, "scale", None))
+        torch.save(
+            {
+                "optimizer": self.optimizer.state_dict(),
+                "torch": torch.get_rng_state(),
+                "noise": self.generator.get_state(),
+            },
+            fresh / "optimizer.pt",
+        )
+        state = dict(
+            step=self.step, best=self.best, best_step=self.best_step, scale=getattr(self.running, "scale", None)
+        )
         (fresh / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
         old = self.folder / f"{UNFINISHED}.old"
         shutil.rmtree(old, ignore_errors=True)
@@ -206,8 +214,15 @@ class Run:
 
     def _load(self) -> None:
         folder = next((f for f in (self.folder / UNFINISHED, self.folder / f"{UNFINISHED}.old") if f.is_dir()), None)
-        if folder is None:
-            return  # killed before its first checkpoint: it starts anew
+        if folder is not None:  # else it was killed before its first checkpoint, and starts anew
+            self._load_from(folder)
+        log = self.folder / "metrics.jsonl"
+        if log.exists():  # lines written after the checkpoint are written again
+            lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < self.step]
+            log.write_text("".join(kept), encoding="utf-8")
+
+    def _load_from(self, folder: Path) -> None:
         try:
             state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
             self._set_weights(load_file(folder / "weights.safetensors"))
@@ -225,10 +240,6 @@ class Run:
         for group, rate in zip(self.optimizer.param_groups, self.schedule.base_lrs):
             group["lr"] = rate * self.schedule.lr_lambdas[0](self.step)
         self.schedule.last_epoch = self.step
-        log = self.folder / "metrics.jsonl"
-        if log.exists():  # lines written after the checkpoint are written again
-            lines = [line for line in log.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] < self.step]
-            log.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
 def total_steps(examples: int, options) -> int:
@@ -237,29 +248,40 @@ def total_steps(examples: int, options) -> int:
     return min(steps, options.max_steps or steps)
 
 
-def open_run(options, kind: str) -> None:
-    """Make the run's folder and write its config.json, or check that an existing one may be used.
+def check_output(options) -> None:
+    """Refuse, before any work is done, an output folder that may not be used.
 
-    Errors: DataError where the folder is not empty and neither --overwrite nor --resume is given, or where
-    --resume meets no run, a finished one, or one of other settings.
+    Errors: DataError where it is not empty and neither --overwrite nor --resume is given, where --overwrite would
+    replace what is no run, or where --resume meets no run or a finished one.
     """
     folder = Path(options.output)
-    config = {"kind": kind} | {k: v for k, v in vars(options).items() if k not in ("resume", "overwrite")}
     if options.resume:
         if not (folder / "config.json").is_file():
             raise DataError(f"{folder}: nothing to resume (no config.json)")
         if (folder / "finished.json").is_file():
             raise DataError(f"{folder}: this run is finished; nothing to resume")
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not options.overwrite:
+            raise DataError(f"{folder}: exists and is not empty; give --overwrite to replace it or --resume to go on")
+        if not (folder / "config.json").is_file():
+            raise DataError(f"{folder}: is not a run's folder (no config.json), so --overwrite leaves it alone")
+
+
+def open_run(options, kind: str) -> None:
+    """Make the run's folder and write its config.json, or check that the run to resume had the same settings.
+
+    Errors: DataError as `check_output` raises it, and where --resume meets a run of other settings.
+    """
+    check_output(options)
+    folder = Path(options.output)
+    config = {"kind": kind} | {k: v for k, v in vars(options).items() if k not in ("resume", "overwrite")}
+    if options.resume:
         before = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         changed = [f"{k}: {before.get(k)!r} then, {v!r} now" for k, v in config.items() if before.get(k) != v]
         if changed:
             raise DataError(f"{folder}: was started with other settings ({'; '.join(changed)})")
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if not options.overwrite:
-            raise DataError(f"{folder}: exists and is not empty; give --overwrite to replace it or --resume to go on")
-        if folder.is_dir() and not (folder / "config.json").is_file():
-            raise DataError(f"{folder}: is not a run's folder (no config.json), so --overwrite leaves it alone")
+    if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
