@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Turn MovieLens-100K or -1M, and a folder of movie posters, into the dataset layout (data/README.md).
 
 In flow the raw folder as GroupLens ships it (`u.data` and `u.item`, or `ratings.dat` and `movies.dat`) and

@@ -98,7 +98,8 @@ class DPOOptions(RunOptions):
     )
     recipe: Literal["paper", "calibrated"] = option(
         "paper",
-        "paper: Eqs. 5 and 8 as they stand; calibrated: temperature 0.05 in Eq. 5 and a bounded, running responsiveness",
+        "paper: Eqs. 5 and 8 as they stand; calibrated: temperature 0.05 in Eq. 5 and a bounded, running "
+        "responsiveness",
     )
     noise: Optional[Literal["logits", "lora", "none"]] = option(
         None,
