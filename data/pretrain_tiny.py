@@ -147,7 +147,10 @@ def main() -> None:
         "--output", type=Path, default=tiny.PRETRAINED, help="where the checkpoint goes (default: the package)"
     )
     parser.add_argument(
-        "--minutes", type=float, default=14, help="how long to train; the schedule follows the clock (default 14, on two cores)"
+        "--minutes",
+        type=float,
+        default=14,
+        help="how long to train; the schedule follows the clock (default 14, on two cores)",
     )
     parser.add_argument("--batch-size", type=int, default=24, help="examples a step (default 24)")
     parser.add_argument(

@@ -36,6 +36,7 @@ def main() -> None:
     )
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--users", type=int, default=1000, help="users to rank in each split (default 1000)")
     parser.add_argument("--splits", nargs="+", default=["test", "cold"])
     parser.add_argument("--train", nargs=argparse.REMAINDER, default=[], help="further options for train_dpo.py; last")
     args = parser.parse_args()
@@ -63,7 +64,7 @@ def main() -> None:
         runs = [args.sft, *cells.values()]
         name = f"evaluation-{split}-next.json"
         if not all((Path(run) / name).is_file() for run in runs):
-            call("evaluate.py", "--runs", *runs, "--split", split)
+            call("evaluate.py", "--runs", *runs, "--split", split, "--users", args.users)
         first = json.loads((Path(args.sft) / name).read_text())["measures"]
         table[split] = {method: {m: first[method][m] for m in MEASURES} for method in first if method != str(args.sft)}
         table[split]["SFT"] = {m: first[str(args.sft)][m] for m in MEASURES}
@@ -84,7 +85,10 @@ def main() -> None:
             for method, row in rows.items()
         ]
         text.append(f"`{split}` split\n\n" + markdown(["method", *MEASURES], lines))
-    note = f"DPO and HaNoRec: mean [least, most] over seeds {args.seeds}; the others: value [95 % interval over users]."
+    note = (
+        f"{args.users} users. DPO and HaNoRec: mean [least, most] over seeds {args.seeds}; "
+        "the others: value [95 % interval over users]."
+    )
     (HERE / "results").mkdir(exist_ok=True)
     (HERE / "results" / "toy_seeds.md").write_text("\n\n".join([*text, note]) + "\n", encoding="utf-8")
     content = {"seeds": args.seeds, "train": args.train, "table": table}
