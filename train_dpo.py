@@ -70,7 +70,6 @@ def main() -> None:
     )
     held_out = split_examples(data, "val", users=options.validate_users, **example_options(options))
     hardness = pair_hardness(similarities, examples, temperature=options.temperature)  # λ, [examples, pairs]
-    open_run(options, "dpo")
     responses = [[prompts.chosen(example), *prompts.rejected(example)] for example in examples]
     reference = reference_logps(prompts, examples, responses)  # [examples, 1 + pairs], the SFT model's
 
@@ -86,6 +85,7 @@ def main() -> None:
         hardness, responsiveness = torch.ones_like(hardness), lambda gaps: 1.0
     else:
         responsiveness = policy_responsiveness if options.recipe == "paper" else RunningResponsiveness()
+    open_run(options, "dpo")
     with Run(options, model, optimizer, schedule, total=total, running=responsiveness) as run:
         for batch in run.steps([example.user for example in examples]):
             optimizer.zero_grad()

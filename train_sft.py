@@ -40,12 +40,12 @@ def main() -> None:
     )
     held_out = split_examples(data, "val", users=options.validate_users, **example_options(options))
     backbone = load_backbone(options.backbone, dtype=options.dtype)
-    open_run(options, "sft")
-
     if options.lora == "on" or (options.lora == "auto" and backbone.parameters > 20_000_000):
         backbone.model = add_lora(
             backbone.model, rank=options.lora_rank, alpha=options.lora_alpha, dropout=options.lora_dropout
         )
+    elif options.dtype == "auto":
+        backbone.model.float()  # weights that train themselves need the precision
     encoder = encoder_for(backbone, data.catalog)
     if not encoder.trains:
         encoder.freeze()
@@ -55,6 +55,7 @@ def main() -> None:
     total = total_steps(len(examples), options)
     optimizer = optimizer_for(model, options.learning_rate, options.weight_decay)
     schedule = cosine_schedule(optimizer, total, options.warmup)
+    open_run(options, "sft")
     with Run(options, model, optimizer, schedule, total=total) as run:
         for batch in run.steps([example.user for example in examples]):
             optimizer.zero_grad()
