@@ -31,7 +31,7 @@ UNFINISHED = "checkpoint"
 def clear_errors() -> Iterator[None]:
     """Turn what a user can mend into one line on stderr and exit status 2; warnings into one line each."""
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-    warnings.filterwarnings("default", category=UserWarning, module=r"hanorec|__main__")
+    warnings.filterwarnings("ignore", category=FutureWarning)  # the libraries' own affairs
     try:
         yield
     except DataError as error:
