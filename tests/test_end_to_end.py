@@ -210,6 +210,6 @@ def test_broken_images_are_warned_about_and_counted(script, toy_folder, tmp_path
 
 
 def test_a_script_run_from_the_shell_shows_no_traceback(run_script, tmp_path):
-    done = run_script("train_sft.py", "--data", tmp_path / "none", check=False)
+    done = run_script("train_sft.py", "--data", tmp_path / "none", "--output", tmp_path / "run", check=False)
     assert done.returncode == 2 and done.stderr.strip() == f"error: {tmp_path / 'none'}: no such folder"
     assert "usage" in run_script("evaluate.py", "--help").stdout

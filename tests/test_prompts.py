@@ -97,7 +97,7 @@ def test_looking_at_blank_or_shuffled_images_changes_features_and_can_be_undone(
 
 @pytest.mark.parametrize("name, message", [("no/such-model", "cannot be loaded"), (".", "no model checkpoint")])
 def test_a_backbone_that_is_none_is_an_error(name, message, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # as the environment variable would
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=message):
         load_backbone(name)
