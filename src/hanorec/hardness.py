@@ -9,6 +9,7 @@ with the catalogue and not with its square, and are kept on disk with a fingerpr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -67,12 +68,10 @@ def item_neighbours(
     """
     images = [path if path is not None else "no image" for path in catalog.images]
     fingerprint = content_fingerprint(weights, str(k), *catalog.titles, *images)
-    try:
-        with safe_open(cache, framework="pt") as file:
-            if (file.metadata() or {}).get("made_from") == fingerprint:
-                return file.get_tensor("similarities"), file.get_tensor("neighbours")
-    except (OSError, SafetensorError):
-        pass  # none yet, or cut short: made anew
+    # A cache that is not there yet, or was cut short, is made anew.
+    with suppress(OSError, SafetensorError), safe_open(cache, framework="pt") as file:
+        if (file.metadata() or {}).get("made_from") == fingerprint:
+            return file.get_tensor("similarities"), file.get_tensor("neighbours")
     similarities, neighbours = nearest(embed_items(encoder, catalog.titles), k)
     cache.parent.mkdir(parents=True, exist_ok=True)
     partial = cache.with_suffix(".partial")
