@@ -58,7 +58,7 @@ def main() -> None:
         share = share_of_possible(results, run, main_measure)
         if share is not None:
             print(f"\n{run} goes {share:.0%} of the way from popularity to the oracle in {main_measure}.")
-        write_results(Path(run), options, results, groups, len(examples))
+        write_results(run, options, results, groups, len(examples))
 
 
 def baseline_answers(data: Dataset, examples: list[Example], task: str) -> dict[str, Answers]:
@@ -105,16 +105,12 @@ def by_length(
     return groups
 
 
-def write_results(run: Path, options: EvaluationOptions, results: dict, groups: dict, examples: int) -> None:
+def write_results(run: str, options: EvaluationOptions, results: dict, groups: dict, examples: int) -> None:
     """evaluation-<split>-<task>.json: this run's measures, the baselines', and how they were asked for."""
-    own = {method: m for method, m in results.items() if method not in options.runs or method == str(run)}
-    own = {
-        method: m
-        for method, m in own.items()
-        if not any(method.startswith(f"{r},") for r in options.runs if r != str(run))
-    }
+    others = [other for other in options.runs if other != run]
+    own = {method: m for method, m in results.items() if method.split(", ")[0] not in others}
     content = {"options": vars(options), "examples": examples, "measures": own, "by_history_length": groups}
-    path = run / f"evaluation-{options.split}-{options.task}.json"
+    path = Path(run) / f"evaluation-{options.split}-{options.task}.json"
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

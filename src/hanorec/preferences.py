@@ -1,7 +1,7 @@
 """From windows of users' sequences to examples: history, targets, candidates, rejected items.
 
 In: `interactions.Window`s and a way to draw negatives. Out: `Example`s, drawn deterministically from the seed,
-the user and the window. Three tasks (DESIGN of the paper's experiments):
+the user and the window. Three tasks, as in the paper's experiments:
 
     next    name the next item                                 chosen: its title       rejected: another title
     top3    name the next three items in order                 chosen: three titles    rejected: three others
@@ -30,7 +30,7 @@ class Example:
 
     candidates: the items the target is ranked among, in the order a prompt lists them; for yes/no the one item
     asked about, which is a target (Yes) or not (No). rejected: for each pair the items of the rejected
-    response, as many as targets; for yes/no the item that was not chosen (DESIGN: the pair's hardness is
+    response, as many as targets; for yes/no the item that was not chosen (the pair's hardness is
     theirs, though both answers speak of one item).
     """
 
