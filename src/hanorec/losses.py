@@ -62,13 +62,36 @@ def response_logps(
     _check(((targets >= 0) & (targets < logits.shape[-1])).all(), "labels", "must be -100 or in [0, V)")
     # Response positions first: a prompt's logits are then neither copied to float32 nor given noise, and
     # whatever stands there (even nan) reaches neither the value nor the gradient.
-    z = _wide(logits[keep])  # [N, V]
+    z = _wide(logits.flatten(0, 1) if keep.all() else logits[keep])  # [N, V]
     if noise_std > 0:
-        z = torch.add(z, _gaussian(z, generator), alpha=noise_std)  # NoDO: z̃ = z + σ_n ε, ε ~ N(0, I)
-    # log softmax at the label only: the [N, V] of all log-probabilities is never stored.
-    logps = z.gather(-1, targets[:, None])[:, 0] - z.logsumexp(-1)
+        z = _gaussian(z, generator).mul_(noise_std).add_(z)  # NoDO: z̃ = z + σ_n ε, ε ~ N(0, I)
+    logps = _LabelLogps.apply(z, targets)
     _check(logps.isfinite().all(), "logits", "give a log-probability that is not finite")
     return z.new_zeros(labels.shape).masked_scatter(keep, logps).sum(-1)
+
+
+class _LabelLogps(torch.autograd.Function):
+    """log softmax(z) at one label a row: z [N, V], labels [N] -> [N].
+
+    Keeps z, which exists anyway, and one number a row, and its gradient is the one [N, V] that it makes. Autograd's
+    own way through a log softmax keeps a second [N, V], and through gather and logsumexp it makes three more.
+    """
+
+    @staticmethod
+    def forward(ctx, z: Tensor, labels: Tensor) -> Tensor:
+        some = max(1, 2**22 // z.shape[-1])  # logsumexp copies what it is given: a few rows at a time
+        totals = torch.cat([rows.logsumexp(-1) for rows in z.split(some)])
+        ctx.save_for_backward(z, labels, totals)
+        return z.gather(-1, labels[:, None])[:, 0] - totals
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        z, labels, totals = ctx.saved_tensors
+        softmax = (z - totals[:, None]).exp_()
+        result = softmax.mul_(-gradient[:, None])
+        result.scatter_add_(-1, labels[:, None], gradient[:, None])
+        return result, None
 
 
 def neighbourhood_distance(
