@@ -4,9 +4,10 @@
     python evaluate.py                                         runs/sft and runs/hanorec on the test split
     python evaluate.py --split cold --modality full blank      does the model look at the images?
     python evaluate.py --runs runs/sft runs/dpo --users 500
+    python evaluate.py --candidates all                        among the whole catalogue
 
 Every method answers for the same users and candidates. Prints a Markdown table and writes
-evaluation-<split>-<task>.json into each run's folder.
+evaluation-<split>-<task>.json (with --candidates all: …-all.json) into each run's folder.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
+from hanorec.catalog import DataError
 from hanorec.dataset import Dataset, open_dataset, split_examples
 from hanorec.interactions import rng
-from hanorec.options import EvaluationOptions, example_options, parse
+from hanorec.options import EvaluationOptions, cache_folder, example_options, parse
 from hanorec.oracles import read_oracles
 from hanorec.preferences import Example
 from hanorec.prompts import Prompts
-from hanorec.ranking import Answers, ask_model, ask_scorer, measures, point_measures
+from hanorec.ranking import Answers, Everything, ask_model, ask_scorer, measures, point_measures
 from hanorec.report import by_length_table, results_table, share_of_possible
 from hanorec.session import encoder_for, load_run
 from hanorec.training import clear_errors, read_config
@@ -38,15 +40,19 @@ def main() -> None:
         if getattr(options, name) is None:
             setattr(options, name, first[name])
     data = open_dataset(options.data)
-    examples = split_examples(data, options.split, users=options.users, **example_options(options))
+    everything = Everything(data.familiar) if options.candidates == "all" else None
+    if everything:
+        check_whole_catalogue(options, configs)
+    drawn = example_options(options) | {"candidates": 2 if everything else int(options.candidates)}
+    examples = split_examples(data, options.split, users=options.users, **drawn)
     file = data.folder / f"{options.split}.tsv"
-    print(f"{len(examples)} examples of {file}, task {options.task}, {options.candidates} candidates")
+    print(f"{len(examples)} examples of {file}, task {options.task}, candidates: {options.candidates}")
 
-    answers = baseline_answers(data, examples, options.task)
+    answers = baseline_answers(data, examples, options.task, everything)
     for run in options.runs:
-        answers |= model_answers(run, data, examples, options)
+        answers |= model_answers(run, data, examples, options, everything)
     results = {method: measures(options.task, given, examples) for method, given in answers.items()}
-    main_measure = FIRST_MEASURE[options.task]
+    main_measure = "HR@10" if everything else FIRST_MEASURE[options.task]
     groups = by_length(options.task, answers, examples)
 
     print("\n" + results_table(results, main_measure))
@@ -61,7 +67,20 @@ def main() -> None:
         write_results(run, options, results, groups, len(examples))
 
 
-def baseline_answers(data: Dataset, examples: list[Example], task: str) -> dict[str, Answers]:
+def check_whole_catalogue(options: EvaluationOptions, configs: dict[str, dict]) -> None:
+    """Errors: DataError where --candidates all makes no sense."""
+    if options.task != "next":
+        raise DataError(f"--candidates all: ranks the next item; the task is {options.task}")
+    for run, config in configs.items():
+        if config["list_candidates"]:
+            raise DataError(
+                f"--candidates all: the prompts of {run} list the candidates, and no prompt can list them all"
+            )
+
+
+def baseline_answers(
+    data: Dataset, examples: list[Example], task: str, everything: Everything | None
+) -> dict[str, Answers]:
     """Random (a constant score: ties are counted exactly), popularity in training, and on the toy catalogue the
     Bayes-optimal observers."""
     cold = not np.isin([item for example in examples for item in example.history], data.familiar).any()
@@ -72,14 +91,15 @@ def baseline_answers(data: Dataset, examples: list[Example], task: str) -> dict[
         "popularity": lambda example: data.counts[list(example.candidates)].astype(float),
         **{names[observer]: scorer for observer, scorer in oracles.items()},
     }
-    return {name: ask_scorer(scorer, examples, task) for name, scorer in scorers.items()}
+    return {name: ask_scorer(scorer, examples, task, everything) for name, scorer in scorers.items()}
 
 
-def model_answers(run: str, data: Dataset, examples: list[Example], options: EvaluationOptions) -> dict[str, Answers]:
+def model_answers(
+    run: str, data: Dataset, examples: list[Example], options: EvaluationOptions, everything: Everything | None
+) -> dict[str, Answers]:
     """A run's answers, once for each modality asked for."""
     backbone, config = load_run(run)
-    encoder = encoder_for(backbone, data.catalog)
-    encoder.freeze()
+    encoder = encoder_for(backbone, data.catalog, frozen=True, cache=cache_folder(options))
     answers = {}
     for modality in options.modality:
         encoder.look("full" if modality == "no-titles" else modality, rng(options.seed, "shuffled"))
@@ -88,7 +108,9 @@ def model_answers(run: str, data: Dataset, examples: list[Example], options: Eva
             list_candidates=config["list_candidates"], mask_titles=modality == "no-titles",
         )  # fmt: skip
         name = run if modality == "full" else f"{run}, {modality}"
-        answers[name] = ask_model(prompts, examples, batch_size=options.batch_size, progress=name)
+        answers[name] = ask_model(
+            prompts, examples, forward_tokens=options.forward_tokens, everything=everything, progress=name
+        )
     return answers
 
 
@@ -110,7 +132,8 @@ def write_results(run: str, options: EvaluationOptions, results: dict, groups: d
     others = [other for other in options.runs if other != run]
     own = {method: m for method, m in results.items() if method.split(", ")[0] not in others}
     content = {"options": vars(options), "examples": examples, "measures": own, "by_history_length": groups}
-    path = Path(run) / f"evaluation-{options.split}-{options.task}.json"
+    whole = "-all" if options.candidates == "all" else ""
+    path = Path(run) / f"evaluation-{options.split}-{options.task}{whole}.json"
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

@@ -16,22 +16,23 @@ python train_dpo.py settings.yaml
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from hanorec.backbone import add_lora
+from hanorec.cache import weights_fingerprint
 from hanorec.dataset import open_dataset, split_examples
 from hanorec.hardness import item_neighbours, pair_hardness
 from hanorec.losses import LossOutput, hanorec_loss, log_ratio_margin, perturbed_lora, policy_responsiveness
-from hanorec.options import DPOOptions, complete, example_options, parse
+from hanorec.options import DPOOptions, cache_folder, complete, example_options, parse
 from hanorec.preference_losses import RunningResponsiveness
 from hanorec.prompts import Prompts
 from hanorec.scoring import score
-from hanorec.session import encoder_for, load_sft, reference_logps, save_model, validation, weights_fingerprint
+from hanorec.session import encoder_for, load_sft, reference_logps, save_model, validation
 from hanorec.training import (
     Run,
     check_output,
@@ -50,20 +51,19 @@ def main() -> None:
     seed_everything(options.seed)
     backbone, sft = load_sft(options.sft, dtype=options.dtype)
     complete(options, sft)
-    options.reference = weights_fingerprint(backbone.model)
-    data = open_dataset(options.data)
-    encoder = encoder_for(backbone, data.catalog)
-    encoder.freeze()  # the vision tower does not train from here on
+    options.reference = weights_fingerprint(backbone.model.state_dict())
+    data, cache = open_dataset(options.data), cache_folder(options)
+    encoder = encoder_for(backbone, data.catalog, frozen=True, cache=cache)
     prompts = Prompts(encoder, data.catalog.titles, options.task, list_candidates=options.list_candidates)
 
-    cache = Path(options.sft) / f"neighbours-{options.neighbours}.safetensors"
-    similarities, neighbours = item_neighbours(encoder, data.catalog, options.neighbours, cache, options.reference)
+    similarities, neighbours = item_neighbours(encoder, data.catalog, options.neighbours, options.reference, cache)
+    epochs = math.ceil(options.epochs) if options.fresh_negatives else 1  # that have rejected items of their own
     examples = split_examples(
         data,
         "train",
         every=options.windows == "every",
         users=options.train_users,
-        rejected=options.rejected,
+        rejected=options.rejected * epochs,
         negatives=options.negatives,
         neighbours=neighbours.numpy(),
         **example_options(options),
@@ -71,7 +71,9 @@ def main() -> None:
     held_out = split_examples(data, "val", users=options.validate_users, **example_options(options))
     hardness = pair_hardness(similarities, examples, temperature=options.temperature)  # λ, [examples, pairs]
     responses = [[prompts.chosen(example), *prompts.rejected(example)] for example in examples]
-    reference = reference_logps(prompts, examples, responses)  # [examples, 1 + pairs], the SFT model's
+    reference = reference_logps(  # [examples, 1 + pairs], the SFT model's
+        prompts, examples, responses, options.reference, forward_tokens=options.forward_tokens, cache=cache
+    )
 
     # The reference is the SFT model, adapter off; the policy is the same model with a fresh adapter.
     backbone.model = add_lora(
@@ -87,26 +89,33 @@ def main() -> None:
         responsiveness = policy_responsiveness if options.recipe == "paper" else RunningResponsiveness()
     open_run(options, "dpo")
     with Run(options, model, optimizer, schedule, total=total, running=responsiveness) as run:
-        for batch in run.steps([example.user for example in examples]):
+        lengths = [prompts.length(e, answers[: 1 + options.rejected]) for e, answers in zip(examples, responses)]
+        for batch in run.steps([example.user for example in examples], lengths):
+            first = run.epoch % epochs * options.rejected
+            pairs = list(range(first, first + options.rejected))  # this epoch's
+            columns = [0, *(1 + pair for pair in pairs)]  # the chosen response and theirs
             optimizer.zero_grad()
             outputs = []
             for part in run.parts(batch):
                 with policy_noise(model, options, run.generator) as logit_noise:
                     asked = [prompts.prompt(examples[i]) for i in part]
-                    policy = score(
-                        encoder, asked, [responses[i] for i in part], noise_std=logit_noise, generator=run.generator
-                    )
-                    logps = by_pair(policy, reference[part].to(policy.device))
+                    answers = [[responses[i][column] for column in columns] for i in part]
+                    policy = score(encoder, asked, answers, noise_std=logit_noise, generator=run.generator)
+                    logps = by_pair(policy, reference[part][:, columns].to(policy.device))
                     gaps = options.beta * log_ratio_margin(*logps)
-                    weight = hardness[part].flatten().to(policy.device)
+                    weight = hardness[part][:, pairs].flatten().to(policy.device)
                     output = hanorec_loss(*logps, weight, beta=options.beta, responsiveness=responsiveness(gaps))
                     (output.loss * len(part) / len(batch)).backward()
                 outputs.append(output)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.max_grad_norm, error_if_nonfinite=True)
             optimizer.step()
             schedule.step()
-            run.log(**summary(outputs, hardness[batch]), gradient_norm=norm, learning_rate=schedule.get_last_lr()[0])
-            run.consider(lambda: validation(prompts, held_out))
+            run.log(
+                **summary(outputs, hardness[batch][:, pairs]),
+                gradient_norm=norm,
+                learning_rate=schedule.get_last_lr()[0],
+            )
+            run.consider(lambda: validation(prompts, held_out, options.forward_tokens))
         run.finish(lambda folder: save_model(backbone, folder))
 
 

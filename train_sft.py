@@ -14,7 +14,8 @@ import torch
 
 from hanorec.backbone import add_lora, load_backbone
 from hanorec.dataset import open_dataset, split_examples
-from hanorec.options import SFTOptions, example_options, parse
+from hanorec.images import vision_trains
+from hanorec.options import SFTOptions, cache_folder, example_options, parse
 from hanorec.prompts import Prompts
 from hanorec.scoring import score
 from hanorec.session import encoder_for, save_model, validation
@@ -46,10 +47,10 @@ def main() -> None:
         )
     elif options.dtype == "auto":
         backbone.model.float()  # weights that train themselves need the precision
-    encoder = encoder_for(backbone, data.catalog)
-    if not encoder.trains:
-        encoder.freeze()
+    encoder = encoder_for(backbone, data.catalog, frozen=not vision_trains(backbone.model), cache=cache_folder(options))
     prompts = Prompts(encoder, data.catalog.titles, options.task, list_candidates=options.list_candidates)
+
+    responses = [[prompts.chosen(example)] for example in examples]
 
     model = backbone.model.train()
     total = total_steps(len(examples), options)
@@ -57,12 +58,13 @@ def main() -> None:
     schedule = cosine_schedule(optimizer, total, options.warmup)
     open_run(options, "sft")
     with Run(options, model, optimizer, schedule, total=total) as run:
-        for batch in run.steps([example.user for example in examples]):
+        lengths = [prompts.length(example, answers) for example, answers in zip(examples, responses)]
+        for batch in run.steps([example.user for example in examples], lengths):
             optimizer.zero_grad()
-            tokens, loss = sum(len(prompts.chosen(examples[i])) for i in batch), 0.0
+            tokens, loss = sum(len(responses[i][0]) for i in batch), 0.0
             for part in run.parts(batch):
                 asked = [prompts.prompt(examples[i]) for i in part]
-                logps = score(encoder, asked, [[prompts.chosen(examples[i])] for i in part])
+                logps = score(encoder, asked, [responses[i] for i in part])
                 part_loss = -logps.sum() / tokens  # nats a token, over the whole step
                 part_loss.backward()
                 loss += part_loss.item()
@@ -70,7 +72,7 @@ def main() -> None:
             optimizer.step()
             schedule.step()
             run.log(loss=loss, gradient_norm=norm, learning_rate=schedule.get_last_lr()[0])
-            run.consider(lambda: validation(prompts, held_out))
+            run.consider(lambda: validation(prompts, held_out, options.forward_tokens))
         run.finish(lambda folder: save_model(backbone, folder))
 
 

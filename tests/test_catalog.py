@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from hanorec import catalog
-from hanorec.catalog import DataError, content_fingerprint, load_image, read_catalog, read_images
+from hanorec.catalog import DataError, content_fingerprint, load_image, read_catalog
 
 
 def write(folder: Path, content: str | bytes, name: str = "titles.csv") -> Path:
@@ -202,26 +202,6 @@ def test_the_pixel_limit_is_inclusive(tmp_path, monkeypatch):
     monkeypatch.setattr(catalog, "MAX_PIXELS", 23)
     with pytest.warns(UserWarning, match="4 x 6 pixels, the limit is 23"):
         assert load_image(path) is None
-
-
-def test_read_images_follows_the_indices_and_counts_the_broken(tmp_path):
-    write(tmp_path, "a,A\nb,B\nc,C\nd,D\n")
-    picture(tmp_path / "images" / "a.png", (1, 2))
-    picture(tmp_path / "images" / "c.png", (3, 4))
-    read = read_catalog(tmp_path)
-    assert [image and image.size for image in read_images(read, [2, 1, 0, 2])] == [
-        (3, 4),
-        None,
-        (1, 2),
-        (3, 4),
-    ]
-    (tmp_path / "images" / "d.png").write_bytes(b"no")
-    read = read_catalog(tmp_path)
-    with pytest.warns(UserWarning) as caught:
-        assert [image and image.size for image in read_images(read, range(4))] == [(1, 2), None, (3, 4), None]
-    assert [str(warning.message) for warning in caught][1:] == [
-        "1 of 4 items are treated as without image: broken file"
-    ]
 
 
 # --- fingerprints

@@ -97,7 +97,8 @@ def test_the_first_dpo_step_starts_at_the_reference(script, runs):
     [
         ["--noise", "lora", "--noise-std", 0.01],
         ["--recipe", "calibrated", "--negatives", "neighbours", "--rejected", 3],
-        ["--accumulate", 2],
+        ["--forward-tokens", 150],
+        ["--fresh-negatives", "--epochs", 2],
     ],
 )
 def test_hanorec_logs_its_hardness_responsiveness_and_beta(script, runs, more):

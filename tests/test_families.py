@@ -91,8 +91,8 @@ def test_packed_equals_the_processor_and_model_used_plainly(checkpoint, data):
             logps = logits.log_softmax(-1)[len(prompt) - 1 : -1]
             plain.append(logps[torch.arange(len(response)), response].sum())
         torch.testing.assert_close(packed, torch.stack(plain), atol=1e-4, rtol=0)
-        encoder.freeze()
-        torch.testing.assert_close(score(encoder, [Prompt(prompt, [0, 5])], [responses]), packed, atol=1e-5, rtol=0)
+        once = encoder_for(backbone, data.catalog, frozen=True)
+        torch.testing.assert_close(score(once, [Prompt(prompt, [0, 5])], [responses]), packed, atol=1e-5, rtol=0)
 
 
 def test_another_family_ranks_candidates(checkpoint, data):

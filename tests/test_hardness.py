@@ -60,23 +60,19 @@ def test_the_distance_of_a_list_is_the_mean_over_its_item_pairs():
     torch.testing.assert_close(pair_hardness(similarities, both), torch.tensor(expected))
 
 
-def test_the_cache_is_used_while_it_holds_and_made_anew_when_something_changes(encoder, data, tmp_path, monkeypatch):
+def test_neighbours_are_kept_until_a_title_the_model_or_k_changes(encoder, data, tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr("hanorec.hardness.nearest", lambda e, k: made.append(k) or nearest(e, k))
-    cache = tmp_path / "neighbours.safetensors"
 
     def ask(k=3, weights="w", catalog=data.catalog):
-        return item_neighbours(encoder, catalog, k, cache, weights)
+        return item_neighbours(encoder, catalog, k, weights, tmp_path)
 
     first = ask()
     assert all(a.equal(b) for a, b in zip(first, ask())) and len(made) == 1
     ask(weights="other weights")
-    ask(weights="other weights", k=4)
-    renamed = type(data.catalog)(
-        data.catalog.items, ("New title", *data.catalog.titles[1:]), data.catalog.images, data.catalog.index
-    )
-    ask(weights="other weights", k=4, catalog=renamed)
-    assert len(made) == 4
-    cache.write_bytes(cache.read_bytes()[:40])  # cut short
-    ask(weights="other weights", k=4, catalog=renamed)
-    assert len(made) == 5
+    ask(k=4)
+    titles = ("New title", *data.catalog.titles[1:])
+    ask(catalog=type(data.catalog)(data.catalog.items, titles, data.catalog.images, data.catalog.index))
+    assert made == [3, 3, 4, 3]
+    ask()
+    assert len(made) == 4  # the first ones are still there

@@ -76,7 +76,7 @@ def test_yes_no_asks_about_one_item_with_its_image(encoder, data, asked, answer)
 
 
 def test_an_item_without_an_image_is_its_title_alone(encoder, data):
-    encoder.blocks[0], encoder.pixels[0] = [], None
+    encoder.blocks[0], encoder.held[0] = [], None
     prompt = Prompts(encoder, data.catalog.titles, "next").prompt(EXAMPLE)
     assert prompt.images == [2]
 

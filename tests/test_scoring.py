@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from hanorec.backbone import add_lora
-from hanorec.scoring import IGNORE, Prompt, pack, score
+from hanorec.scoring import Prompt, batches, pack, score
+from hanorec.session import encoder_for
 
 
 def plain_logp(encoder, prompt: Prompt, response: list[int]) -> torch.Tensor:
     """log π(response | prompt) as the model's own forward gives it: pixels in, causal mask, no packing."""
     backbone = encoder.backbone
-    pixels = [encoder.pixels[item] for item in prompt.images]
+    pixels = [encoder.held[item] for item in prompt.images]
     images = {name: torch.cat([p[name] for p in pixels], dim=1) for name in pixels[0]} if pixels else {}
     ids = torch.tensor([prompt.ids + response])
     logits = backbone.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **images).logits[0]
@@ -66,12 +67,12 @@ def test_packed_lora_gradients_equal_the_plain_forward(encoder, batch):
     assert (packed - plain).norm() / plain.norm() < 1e-3
 
 
-def test_features_computed_once_equal_features_computed_live(encoder, batch):
+def test_features_computed_once_equal_features_computed_live(encoder, data, batch):
     prompts, responses = batch
+    once = encoder_for(encoder.backbone, data.catalog, frozen=True)
     with torch.no_grad():
         live = score(encoder, prompts, responses)
-        encoder.freeze()
-        torch.testing.assert_close(score(encoder, prompts, responses), live, atol=1e-5, rtol=0)
+        torch.testing.assert_close(score(once, prompts, responses), live, atol=1e-5, rtol=0)
 
 
 def test_a_response_does_not_see_its_siblings(encoder, batch):
@@ -82,19 +83,45 @@ def test_a_response_does_not_see_its_siblings(encoder, batch):
 
 
 def test_the_layout_of_a_packed_batch():
-    """Worked by hand: prompts of 2 and 1 tokens end at column 1, so responses begin at column 2."""
-    packed = pack([Prompt([5, 6], []), Prompt([7], [])], [[[1, 2], [3]], [[4]]], pad=0)
-    assert packed.input_ids.tolist() == [[5, 6, 1, 2, 3], [0, 7, 4, 0, 0]]
-    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 2], [0, 0, 1, 0, 0]]
-    assert packed.row.tolist() == [0, 0, 1]
-    assert packed.labels.tolist() == [[1, 2], [3, IGNORE], [4, IGNORE]]
-    assert packed.keep == 4  # columns 1 to 4: the prompts' last and the responses
-    assert packed.column[0].tolist() == [0, 1]  # the prompt predicts 1, token 1 (kept column 1) predicts 2
-    assert packed.column[1, 0] == 0 and packed.column[2, 0] == 0
-    seen = packed.attention_mask[0, 0]
-    assert seen[4].tolist() == [True, True, False, False, True]  # the second response: prompt and itself
-    assert seen[3].tolist() == [True, True, True, True, False]
-    assert packed.attention_mask[1, 0, 2].tolist() == [False, True, True, False, False]  # no padding
+    """Worked by hand. Prompts of 2 and 1 tokens end at column 1, so responses begin at column 2. Of the first
+    prompt's responses 1 2 3 and 1 4, token 1 is read once, in column 2; token 2 in column 3; 3 and 4 are last and
+    never read. The second prompt's only token 5 is predicted by the prompt and never read."""
+    packed = pack([Prompt([8, 9], []), Prompt([7], [])], [[[1, 2, 3], [1, 4]], [[5]]], pad=0)
+    assert packed.input_ids.tolist() == [[8, 9, 1, 2], [0, 7, 0, 0]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 3], [0, 0, 0, 0]]
+    assert packed.labels.tolist() == [1, 2, 3, 1, 4, 5]
+    assert packed.column.tolist() == [1, 2, 3, 1, 2, 1]
+    assert packed.row.tolist() == [0, 0, 0, 0, 0, 1]
+    assert packed.response.tolist() == [0, 0, 0, 1, 1, 2]
+    seen = packed.attention_mask[0, 0].int().tolist()
+    assert seen == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
+    assert packed.attention_mask[1, 0].int().tolist()[:2] == [[1, 0, 0, 0], [0, 1, 0, 0]]  # no padding
+
+
+def test_responses_part_where_their_tokens_do():
+    """Responses 1 2 3 4 and 1 5 6: token 5 sees the prompt and 1, not 2 or 3, and stands where 2 stands."""
+    packed = pack([Prompt([9], [])], [[[1, 2, 3, 4], [1, 5, 6]]], pad=0)
+    assert packed.input_ids.tolist() == [[9, 1, 2, 3, 5]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 2]]
+    assert packed.attention_mask[0, 0, 4].tolist() == [True, True, False, False, True]
+
+
+def test_common_beginnings_are_scored_as_if_apart(encoder):
+    word = encoder.backbone.tokens
+    prompt = Prompt(word("Tide of ") + encoder.block(3), [3])
+    answers = [word(text) for text in ("Comet Dara", "Comet Dara, longer", "Comet", "Comet Bara", "Comet Dara")]
+    with torch.no_grad():
+        together = score(encoder, [prompt], [answers])
+        apart = torch.cat([score(encoder, [prompt], [[answer]]) for answer in answers])
+    torch.testing.assert_close(together, apart, atol=1e-5, rtol=0)
+    assert len(pack([prompt], [answers], pad=0).input_ids[0]) < len(prompt.ids) + sum(map(len, answers)) - len(answers)
+
+
+def test_batches_hold_similar_lengths_within_the_budget():
+    lengths = [3, 9, 4, 4, 10, 1, 30]
+    found = batches(lengths, 20)
+    assert found == [[6], [4, 1], [2, 3, 0, 5]]  # 30 alone is over the budget; 2 × 10; 4 × 4
+    assert sorted(sum(found, [])) == list(range(7)) and batches([], 20) == []
 
 
 def test_noise_on_logits_is_reproducible_and_off_by_default(encoder, batch):

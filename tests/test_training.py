@@ -6,18 +6,20 @@ import json
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from hanorec.catalog import DataError
 from hanorec.preference_losses import RunningResponsiveness
-from hanorec.training import Run, cosine_schedule, open_run, optimizer_for, read_config, total_steps
+from hanorec.training import Run, cosine_schedule, epoch_order, open_run, optimizer_for, read_config, total_steps
 
 USERS = [f"user{i}" for i in range(10)]
+LENGTHS = [5, 1, 9, 3, 3, 8, 2, 7, 4, 6]
 
 
 def options(folder, **changes):
-    base = dict(output=str(folder), seed=1, batch_size=4, accumulate=1, log_every=1, validate_every=3, checkpoint_every=2,
+    base = dict(output=str(folder), seed=1, batch_size=4, forward_tokens=100, log_every=1, validate_every=3, checkpoint_every=2,
                 resume=False, overwrite=False, epochs=3, max_steps=None)  # fmt: skip
     return SimpleNamespace(**base | changes)
 
@@ -34,7 +36,7 @@ def train(folder, *, stop_at=None, bad_at=None, **changes):
     running = RunningResponsiveness()
     batches = []
     with Run(settings, model, optimizer, schedule, total=total, running=running) as run:
-        for batch in run.steps(USERS):
+        for batch in run.steps(USERS, LENGTHS):
             batches.append(batch)
             if run.step == stop_at:
                 raise KeyboardInterrupt
@@ -65,7 +67,35 @@ def test_every_epoch_visits_every_example_once_in_another_order(tmp_path):
     batches = train(tmp_path / "run")
     epochs = [sum(batches[i : i + 3], []) for i in (0, 3, 6)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
-    assert epochs[0] != epochs[1] and [len(b) for b in batches[:3]] == [4, 4, 2]
+    assert epochs[0] != epochs[1] and sorted(len(b) for b in batches[:3]) == [2, 4, 4]
+
+
+def test_an_epochs_batches_hold_similar_lengths():
+    lengths = np.random.default_rng(0).integers(40, 160, 3000)
+    order = epoch_order(lengths, 16, seed=1, epoch=0)
+    assert sorted(sum(order, [])) == list(range(3000)) and {len(batch) for batch in order} == {16, 8}
+    assert order == epoch_order(lengths, 16, seed=1, epoch=0) != epoch_order(lengths, 16, seed=1, epoch=1)
+
+    def padding(batches):
+        return sum(len(b) * lengths[b].max() for b in batches) / lengths.sum() - 1
+
+    shuffled = [list(range(at, min(at + 16, 3000))) for at in range(0, 3000, 16)]
+    assert padding(order) < 0.03 < 0.4 < padding(shuffled)
+    means = [lengths[batch].mean() for batch in order]
+    assert abs(np.corrcoef(means, range(len(means)))[0, 1]) < 0.3  # short ones do not come first
+
+
+def test_a_step_over_the_token_budget_is_split(tmp_path):
+    settings = options(tmp_path / "run", forward_tokens=20)
+    open_run(settings, "sft")
+    model = torch.nn.Linear(3, 1)
+    optimizer = optimizer_for(model, 0.1, 0.01)
+    run = Run(settings, model, optimizer, cosine_schedule(optimizer, 9, 0.2), total=9)
+    batch = next(run.steps(USERS, [12, 1, 9, 3, 3, 30, 2, 7, 4, 6]))
+    run.lengths = [12, 1, 9, 3, 3, 30, 2, 7, 4, 6]
+    parts = run.parts([0, 2, 5, 7])  # of 12, 9, 30 and 7 tokens
+    assert parts == [[5], [0], [2, 7]]  # 30 alone is over the budget; 2 × 12 would be; 2 × 9 fits
+    assert sorted(sum(run.parts(batch), [])) == sorted(batch)
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 5, 8])

@@ -13,7 +13,7 @@ import hashlib
 import io
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,16 +99,6 @@ def load_image(path: str | Path) -> Image.Image | None:
         reason = f"{type(error).__name__}: {error}"
     warnings.warn(f"{path}: not used as an image ({reason})", stacklevel=2)
     return None
-
-
-def read_images(catalog: Catalog, indices: Iterable[int]) -> list[Image.Image | None]:
-    """Load the images of the items with these row indices; None where an item has none or a broken one."""
-    paths = [catalog.images[index] for index in indices]
-    images = [load_image(path) if path else None for path in paths]
-    broken = sum(path is not None and image is None for path, image in zip(paths, images))
-    if broken:
-        warnings.warn(f"{broken} of {len(paths)} items are treated as without image: broken file", stacklevel=2)
-    return images
 
 
 def content_fingerprint(*parts: str | bytes | Path | np.ndarray | None) -> str:

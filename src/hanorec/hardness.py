@@ -3,23 +3,21 @@
 In: the backbone's own view of titles and images, and the examples. Out: λ for every pair (arXiv 2511.18740,
 Eqs. 5 and 6). An item's embedding fuses the mean of its title's token embeddings and the mean of its image
 features, which live in one space: the language model's input. Neighbours are searched in blocks, so memory grows
-with the catalogue and not with its square, and are kept on disk with a fingerprint of what they were made from.
+with the catalogue and not with its square.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from hanorec.backbone import ImageEncoder
+from hanorec.cache import cached
 from hanorec.catalog import Catalog, DataError, content_fingerprint
+from hanorec.images import ImageEncoder
 from hanorec.losses import hardness_weight, neighbourhood_distance
 from hanorec.preferences import Example
 
@@ -59,25 +57,20 @@ def nearest(embeddings: Tensor, k: int, *, block: int = 1024) -> tuple[Tensor, T
 
 
 def item_neighbours(
-    encoder: ImageEncoder, catalog: Catalog, k: int, cache: Path, weights: str
+    encoder: ImageEncoder, catalog: Catalog, k: int, weights: str, cache: Path | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`nearest` of the whole catalogue, read from `cache` where that was made from the same things.
+    """`nearest` of the whole catalogue, kept in the folder `cache`.
 
-    weights: the fingerprint of the model. Anything else it depends on (titles, image files, k) is added here, so
-    a changed title, poster or model makes it anew.
+    weights: the fingerprint of the model. What else it depends on (titles, image files, k) is added here.
     """
+
+    def make() -> dict[str, Tensor]:
+        similarities, neighbours = nearest(embed_items(encoder, catalog.titles), k)
+        return {"similarities": similarities, "neighbours": neighbours}
+
     images = [path if path is not None else "no image" for path in catalog.images]
-    fingerprint = content_fingerprint(weights, str(k), *catalog.titles, *images)
-    # A cache that is not there yet, or was cut short, is made anew.
-    with suppress(OSError, SafetensorError), safe_open(cache, framework="pt") as file:
-        if (file.metadata() or {}).get("made_from") == fingerprint:
-            return file.get_tensor("similarities"), file.get_tensor("neighbours")
-    similarities, neighbours = nearest(embed_items(encoder, catalog.titles), k)
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    partial = cache.with_suffix(".partial")
-    save_file({"similarities": similarities, "neighbours": neighbours}, partial, {"made_from": fingerprint})
-    partial.replace(cache)
-    return similarities, neighbours
+    made = cached(cache, "neighbours", content_fingerprint(weights, str(k), *catalog.titles, *images), make)
+    return made["similarities"], made["neighbours"]
 
 
 def pair_hardness(similarities: Tensor, examples: Sequence[Example], *, temperature: float = 1.0) -> Tensor:

@@ -44,7 +44,9 @@ class RunOptions:
     epochs: float = option(1.0, "passes over the training windows")
     max_steps: Optional[int] = option(None, "stop after so many optimizer steps, whatever the epochs")
     batch_size: int = option(16, "prompts an optimizer step")
-    accumulate: int = option(1, "forward and backward passes a step is split into; more need less memory")
+    forward_tokens: int = option(
+        8192, "tokens a forward takes at most, padding included; a step that has more is split, and needs less memory"
+    )
     learning_rate: float = option(1e-4, "peak of the cosine schedule")
     warmup: float = option(0.03, "share of the steps in which the learning rate rises")
     weight_decay: float = option(0.01, "AdamW's, on matrices")
@@ -55,6 +57,11 @@ class RunOptions:
     checkpoint_every: int = option(200, "steps between checkpoints, for --resume")
     dtype: Literal["auto", "float32", "bfloat16"] = option(
         "auto", "precision of the weights; auto: bfloat16 on CUDA devices that have it, else float32"
+    )
+    cache: Optional[str] = option(
+        None,
+        "folder that keeps image features, neighbours and reference log-probabilities for later runs; cache/ beside "
+        "the output, if not given",
     )
     seed: int = option(2025, "of everything random: order, negatives, dropout, noise")
     resume: bool = option(False, "go on with an unfinished run in --output")
@@ -116,6 +123,7 @@ class DPOOptions(RunOptions):
         "random", "how rejected items are drawn; neighbours: among the K nearest of the chosen item"
     )
     rejected: int = option(1, "rejected responses an example, each a pair with the chosen one")
+    fresh_negatives: bool = option(False, "draw other rejected items every epoch")
     lora_rank: int = option(8, "rank of the LoRA matrices")
     lora_alpha: int = option(32, "LoRA's scale is alpha / rank")
     lora_dropout: float = option(0.05, "dropout before LoRA")
@@ -134,7 +142,9 @@ class EvaluationOptions:
     )
     task: Optional[Literal["next", "top3", "yesno"]] = option(None, "what is asked; the first run's, if not given")
     history: Optional[int] = option(None, "items of history a prompt shows at most; the first run's, if not given")
-    candidates: int = option(20, "items the target is ranked among, itself included")
+    candidates: str = option(
+        "20", "items the target is ranked among, itself included; all: every item the user has not chosen"
+    )
     users: Optional[int] = option(None, "users to rank, drawn by the seed; all, if not given")
     modality: list[str] = field(
         default_factory=lambda: ["full"],
@@ -143,7 +153,8 @@ class EvaluationOptions:
             "shuffled (images exchanged between items), no-titles (titles hidden)"
         },
     )
-    batch_size: int = option(16, "prompts a forward")
+    forward_tokens: int = option(8192, "tokens a forward takes at most, padding included; fewer need less memory")
+    cache: Optional[str] = option(None, "folder that keeps image features; cache/ beside the first run, if not given")
     seed: int = option(2025, "of users and candidates")
 
 
@@ -167,8 +178,12 @@ def parse(kind: type):
             parser.error(f"unknown: {' '.join(unknown)}; see --help")
     for name, least in POSITIVE.items():
         value = getattr(options, name, None)
-        if value is not None and not value >= least:
+        if value is not None and not isinstance(value, str) and not value >= least:
             raise DataError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+    if kind is EvaluationOptions and options.candidates != "all":
+        options.candidates = str(options.candidates)  # a number, where it comes from a file
+        if not options.candidates.isdecimal() or int(options.candidates) < 2:
+            raise DataError(f"--candidates {options.candidates}: must be a number of at least 2, or all")
     unknown = set(getattr(options, "modality", [])) - set(MODALITIES)
     if unknown:
         raise DataError(f"--modality {' '.join(sorted(unknown))}: not among {', '.join(MODALITIES)}")
@@ -177,7 +192,9 @@ def parse(kind: type):
 
 MODALITIES = ("full", "blank", "shuffled", "no-titles")
 POSITIVE = {
-    **dict.fromkeys(("history", "train_users", "max_steps", "batch_size", "accumulate", "validate_every", "users"), 1),
+    **dict.fromkeys(
+        ("history", "train_users", "max_steps", "batch_size", "forward_tokens", "validate_every", "users"), 1
+    ),
     **dict.fromkeys(("validate_users", "log_every", "checkpoint_every", "lora_rank", "neighbours", "rejected"), 1),
     **dict.fromkeys(("epochs", "learning_rate", "warmup", "weight_decay", "noise_std"), 0),
     **dict.fromkeys(("beta", "temperature", "max_grad_norm"), 1e-9),
@@ -197,6 +214,11 @@ def complete(options: DPOOptions, sft: dict) -> None:
         options.noise = "logits" if options.loss == "hanorec" else "none"
     if options.temperature is None:
         options.temperature = 1.0 if options.recipe == "paper" else 0.05
+
+
+def cache_folder(options) -> Path:
+    """The folder for what later runs need not compute again: --cache, or cache/ beside the (first) run."""
+    return Path(options.cache or Path(getattr(options, "output", None) or options.runs[0]).parent / "cache")
 
 
 def example_options(options) -> dict:

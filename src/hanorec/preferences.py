@@ -31,7 +31,7 @@ class Example:
     candidates: the items the target is ranked among, in the order a prompt lists them; for yes/no the one item
     asked about, which is a target (Yes) or not (No). rejected: for each pair the items of the rejected
     response, as many as targets; for yes/no the item that was not chosen (the pair's hardness is
-    theirs, though both answers speak of one item).
+    theirs, though both answers speak of one item). seen: every item of the user's row.
     """
 
     user: str
@@ -39,6 +39,7 @@ class Example:
     targets: tuple[int, ...]
     candidates: tuple[int, ...]
     rejected: tuple[tuple[int, ...], ...]
+    seen: frozenset[int] = frozenset()
 
     @property
     def item_pairs(self) -> list[list[tuple[int, int]]]:
@@ -109,11 +110,11 @@ def make_examples(
         if task == "yesno":
             other = negatives.draw(window, 1, generator)[0]
             for asked in (*targets, other):
-                examples.append(Example(window.user, window.history, targets, (asked,), ((other,),)))
+                examples.append(Example(window.user, window.history, targets, (asked,), ((other,),), window.seen))
             continue
         hard = rejected * len(targets)
         others = negatives.draw(window, max(hard, candidates - len(targets)), generator, hard=hard)
         listed = generator.permutation([*targets, *others]).tolist()
         groups = tuple(tuple(others[k:hard:rejected]) for k in range(rejected))
-        examples.append(Example(window.user, window.history, targets, tuple(listed), groups))
+        examples.append(Example(window.user, window.history, targets, tuple(listed), groups, window.seen))
     return examples

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hanorec.backbone import ImageEncoder
+from hanorec.images import ImageEncoder
 from hanorec.preferences import Example
 from hanorec.scoring import Prompt
 
@@ -69,6 +69,10 @@ class Prompts:
         for item in answered:
             ids += self.titles[item] + self.newline
         return Prompt(ids, [item for item in shown if self.encoder.block(item)])
+
+    def length(self, example: Example, responses: Sequence[Sequence[int]]) -> int:
+        """Tokens of the prompt and its responses."""
+        return len(self.prompt(example).ids) + sum(map(len, responses))
 
     def name(self, items: Sequence[int], *, last: bool = True) -> list[int]:
         """The response that names `items`, a line each; `last` closes it."""

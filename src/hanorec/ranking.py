@@ -2,30 +2,35 @@
 
 In: examples and something that scores their candidates (the model, or a baseline). Out: what a model answered
 (`Answers`) and, from it, one number a user and metric. A response's score is the log-probability of the whole
-title and its end, so no title wins because it is the beginning of another.
+title and its end, so no title wins because it is the beginning of another. Candidates are the example's own, or the
+whole catalogue (`Everything`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from hanorec import metrics
+from hanorec import full_ranking, metrics
 from hanorec.preferences import Example
 from hanorec.prompts import Prompts
-from hanorec.scoring import score
+from hanorec.scoring import batches, score
 
 MAIN_MEASURE = {"next": "NDCG@10", "top3": "NDCG@3", "yesno": "AUC"}  # what the best state is chosen by
+WHOLE = (10, 20, full_ranking.DEPTH)  # the places asked for among the whole catalogue
 
 
 class Answers(NamedTuple):
     """What a recommender answered to U examples; None where the task does not ask for it."""
 
     scores: np.ndarray | None = None  # [U, C] next: one a candidate. [U, 1] yesno: of the item asked about
+    places: np.ndarray | None = None  # [U, 2] next, whole catalogue: items ahead of the target, items tied with it
     lists: np.ndarray | None = None  # [U, 3] top3: item indices, best first
     hard: np.ndarray | None = None  # [U] yesno: 1 where the answer is Yes
 
@@ -34,8 +39,34 @@ class Answers(NamedTuple):
         return Answers(*(None if part is None else part[rows] for part in self))
 
 
-def ask_scorer(scorer: Callable[[Example], np.ndarray], examples: Sequence[Example], task: str) -> Answers:
-    """The answers of a baseline or oracle, which scores candidates. In top-3 lists ties fall at random."""
+class Everything:
+    """The whole catalogue as candidates: every item of `pool` that the user has not chosen, and the target."""
+
+    def __init__(self, pool: np.ndarray):
+        self.pool = frozenset(pool.tolist())
+
+    def counts(self, example: Example) -> Callable[[int], bool]:
+        """Whether an item is a candidate besides the target."""
+        return lambda item: item in self.pool and item not in example.seen
+
+    def candidates(self, example: Example) -> tuple[int, ...]:
+        """The target and then all others."""
+        return (*example.targets, *(self.pool - example.seen - set(example.targets)))
+
+
+def ask_scorer(
+    scorer: Callable[[Example], np.ndarray],
+    examples: Sequence[Example],
+    task: str,
+    everything: Everything | None = None,
+) -> Answers:
+    """The answers of a baseline or oracle, which scores an example's candidates. In top-3 lists ties fall at random."""
+    if everything is not None:  # one user's candidates at a time: all users' would not fit
+        places = []
+        for example in examples:
+            scores = scorer(replace(example, candidates=everything.candidates(example)))
+            places.append([part[0] for part in metrics.positions(scores[None], [0])])
+        return Answers(places=np.array(places))
     scores = np.stack([scorer(example) for example in examples])
     if task != "top3":
         return Answers(scores=scores)
@@ -46,18 +77,46 @@ def ask_scorer(scorer: Callable[[Example], np.ndarray], examples: Sequence[Examp
 
 
 @torch.no_grad()
-def ask_model(prompts: Prompts, examples: Sequence[Example], *, batch_size: int = 16, progress: str = "") -> Answers:
-    """The answers of the model, noise and dropout off.
+def ask_model(
+    prompts: Prompts,
+    examples: Sequence[Example],
+    *,
+    forward_tokens: int = 8192,
+    everything: Everything | None = None,
+    progress: str = "",
+) -> Answers:
+    """The answers of the model, noise and dropout off; a forward takes `forward_tokens` tokens at most.
 
     Top-3 lists are written one place after the other: the likeliest title, then the likeliest after it, …
     """
     model = prompts.encoder.backbone.model
     was_training = model.training
     model.eval()
-    starts = tqdm(range(0, len(examples), batch_size), desc=progress, unit="batch", disable=not progress, leave=False)
-    parts = [_ask_batch(prompts, examples[start : start + batch_size]) for start in starts]
+    if everything is None:
+        lengths = [prompts.length(e, [prompts.name([item]) for item in e.candidates]) for e in examples]
+        ask = _ask_batch
+    else:
+        lengths = [2 * prompts.length(e, ()) for e in examples]  # what the search reads comes on top
+        titles = everything.pool.union(*(e.targets for e in examples))
+        trie = full_ranking.Trie({item: prompts.name([item]) for item in sorted(titles)})
+        ask = partial(_ask_everything, trie=trie, everything=everything)
+    parts, rows = [], []
+    with tqdm(total=len(examples), desc=progress, unit="user", disable=not progress, leave=False) as bar:
+        for batch in batches(lengths, forward_tokens):
+            parts.append(ask(prompts, [examples[i] for i in batch]))
+            rows += batch
+            bar.update(len(batch))
     model.train(was_training)
-    return Answers(*(None if part[0] is None else np.concatenate(part) for part in zip(*parts)))
+    return Answers(*(None if part[0] is None else np.concatenate(part) for part in zip(*parts))).take(np.argsort(rows))
+
+
+def _ask_everything(
+    prompts: Prompts, examples: Sequence[Example], *, trie: full_ranking.Trie, everything: Everything
+) -> Answers:
+    asked = [prompts.prompt(example) for example in examples]
+    targets = [prompts.chosen(example) for example in examples]
+    counts = [everything.counts(example) for example in examples]
+    return Answers(places=np.column_stack(full_ranking.places(prompts.encoder, asked, targets, trie, counts)))
 
 
 def _ask_batch(prompts: Prompts, examples: Sequence[Example]) -> Answers:
@@ -89,6 +148,12 @@ def user_measures(task: str, answers: Answers, examples: Sequence[Example]) -> d
         return {
             "HR@3": metrics.list_hit_rate(answers.lists, targets),
             "NDCG@3": metrics.list_ndcg(answers.lists, targets),
+        }
+    if answers.places is not None:
+        ahead, tied = answers.places.T
+        return {
+            **{f"HR@{k}": metrics.hit_rate(ahead, tied, k) for k in WHOLE},
+            **{f"NDCG@{k}": metrics.ndcg(ahead, tied, k) for k in WHOLE},
         }
     target = np.array([example.candidates.index(example.targets[0]) for example in examples])
     ahead, tied = metrics.positions(answers.scores, target)

@@ -6,29 +6,33 @@ on its device) or `Prompts` on top of it. Training scripts and `evaluate.py` loa
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor
 from tqdm import tqdm
 
-from hanorec.backbone import Backbone, ImageEncoder, load_backbone
-from hanorec.catalog import Catalog, DataError, read_images
+from hanorec.backbone import Backbone, load_backbone
+from hanorec.cache import cached, weights_fingerprint
+from hanorec.catalog import Catalog, DataError, content_fingerprint
+from hanorec.images import ImageEncoder
 from hanorec.preferences import Example
 from hanorec.prompts import Prompts
 from hanorec.ranking import MAIN_MEASURE, ask_model, point_measures
-from hanorec.scoring import score
+from hanorec.scoring import batches, score
 from hanorec.training import read_config
 
 MODEL = "model"  # the folder of a run that holds the model or adapter
 
 
-def encoder_for(backbone: Backbone, catalog: Catalog) -> ImageEncoder:
-    """Read the catalogue's images once, for this backbone."""
-    return ImageEncoder(backbone, read_images(catalog, range(len(catalog))))
+def encoder_for(
+    backbone: Backbone, catalog: Catalog, *, frozen: bool = False, cache: Path | None = None
+) -> ImageEncoder:
+    """The catalogue's images as this backbone sees them. frozen, cache: see `ImageEncoder`."""
+    return ImageEncoder(backbone, catalog.images, frozen=frozen, cache=cache)
 
 
 def load_sft(folder: str | Path, *, dtype: str = "auto") -> tuple[Backbone, dict]:
@@ -50,7 +54,7 @@ def load_run(folder: str | Path) -> tuple[Backbone, dict]:
     if config["kind"] == "sft":
         return load_sft(folder, dtype=config["dtype"])
     backbone, _ = load_sft(config["sft"], dtype=config["dtype"])
-    if weights_fingerprint(backbone.model) != config["reference"]:
+    if weights_fingerprint(backbone.model.state_dict()) != config["reference"]:
         raise DataError(f"{folder}: was made from another SFT run than the one now in {config['sft']}")
     backbone.model = _with_adapter(backbone, Path(folder) / MODEL, f"SFT run {config['sft']!r}").eval()
     return backbone, config
@@ -63,16 +67,6 @@ def _with_adapter(backbone: Backbone, folder: Path, base: str) -> PeftModel:
         raise DataError(f"{folder}: its adapter does not fit the {base}: {str(error).splitlines()[0]}") from error
 
 
-@torch.no_grad()
-def weights_fingerprint(model: torch.nn.Module) -> str:
-    """SHA-256 over names and values of all weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def save_model(backbone: Backbone, folder: Path) -> None:
     """Write the model, or its adapter alone, into a run's folder in Hugging Face or PEFT format."""
     backbone.model.save_pretrained(folder / MODEL)
@@ -80,18 +74,47 @@ def save_model(backbone: Backbone, folder: Path) -> None:
         backbone.processor.save_pretrained(folder / MODEL)
 
 
-def validation(prompts: Prompts, examples: Sequence[Example]) -> tuple[str, float]:
+def validation(prompts: Prompts, examples: Sequence[Example], forward_tokens: int) -> tuple[str, float]:
     """The measure that the best state is chosen by, and its value on held-out examples."""
     name = MAIN_MEASURE[prompts.task]
-    return name, point_measures(prompts.task, ask_model(prompts, examples), examples)[name]
+    answers = ask_model(prompts, examples, forward_tokens=forward_tokens)
+    return name, point_measures(prompts.task, answers, examples)[name]
 
 
 @torch.no_grad()
-def reference_logps(prompts: Prompts, examples: Sequence[Example], responses: list, *, batch_size: int = 16) -> Tensor:
-    """log π_ref of every response, [examples, responses an example], on the CPU: noise and dropout off, once a run."""
-    prompts.encoder.backbone.model.eval()
-    rows = []
-    for start in tqdm(range(0, len(examples), batch_size), desc="reference", unit="batch", leave=False):
-        asked = [prompts.prompt(example) for example in examples[start : start + batch_size]]
-        rows.append(score(prompts.encoder, asked, responses[start : start + batch_size]).view(len(asked), -1).cpu())
-    return torch.cat(rows)
+def reference_logps(
+    prompts: Prompts,
+    examples: Sequence[Example],
+    responses: list[list[list[int]]],
+    weights: str,
+    *,
+    forward_tokens: int = 8192,
+    cache: Path | None = None,
+) -> Tensor:
+    """log π_ref of every response, [examples, responses an example], on the CPU: noise and dropout off, once a run.
+
+    weights: the fingerprint of the reference. What else it depends on, tokens and images, is added here.
+    """
+    asked = [prompts.prompt(example) for example in examples]
+
+    def make() -> dict[str, Tensor]:
+        prompts.encoder.backbone.model.eval()
+        lengths = [len(prompt.ids) + sum(map(len, answers)) for prompt, answers in zip(asked, responses)]
+        table = torch.empty(len(asked), len(responses[0]))
+        with tqdm(total=len(asked), desc="reference", unit="prompt", leave=False) as bar:
+            for batch in batches(lengths, forward_tokens):
+                logps = score(prompts.encoder, [asked[i] for i in batch], [responses[i] for i in batch])
+                table[batch] = logps.view(len(batch), -1).cpu()
+                bar.update(len(batch))
+        return {"logps": table}
+
+    sequences = [
+        ids for prompt, answers in zip(asked, responses) for ids in (prompt.ids, prompt.images, *answers)
+    ]  # fmt: skip
+    fingerprint = content_fingerprint(
+        weights,
+        prompts.encoder.fingerprint,
+        np.array([len(ids) for ids in sequences], dtype=np.int32),
+        np.array([id for ids in sequences for id in ids], dtype=np.int32),
+    )
+    return cached(cache, "reference", fingerprint, make)["logps"]

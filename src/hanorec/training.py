@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from hanorec.catalog import DataError
+from hanorec.scoring import batches
 
 UNFINISHED = "checkpoint"
 
@@ -88,29 +89,32 @@ class Run:
         self.folder, self.options = Path(options.output), options
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
         self.total, self.running = total, running  # running: its `scale`, if it has one, is part of the state
-        self.step, self.best, self.best_step = 0, -math.inf, None
+        self.step, self.epoch, self.best, self.best_step = 0, 0, -math.inf, None
         self.best_weights: dict[str, torch.Tensor] = {}
         self.generator = torch.Generator().manual_seed(options.seed)  # NoDO's noise, a stream of its own
         self.users: list[str] = []  # of the batch at hand, for an error's message
+        self.lengths: Sequence[int] = []  # of every example, in tokens
         self.bar = None
         if options.resume:
             self._load()
 
     # the loop
 
-    def steps(self, users: Sequence[str]) -> Iterator[list[int]]:
+    def steps(self, users: Sequence[str], lengths: Sequence[int]) -> Iterator[list[int]]:
         """Yield batches of example numbers from where the run stands to its end, in an order that seed and epoch
-        decide. users: whose each example is."""
-        size = self.options.batch_size
-        an_epoch = math.ceil(len(users) / size)
-        epoch, order = None, None
+        decide. users, lengths: of each example, whose it is and how many tokens it has."""
+        self.lengths = lengths
+        an_epoch = math.ceil(len(users) / self.options.batch_size)
+        current = None
         self.bar = tqdm(total=self.total, initial=self.step, desc=self.folder.name, unit="step")
         while self.step < self.total:
-            if self.step // an_epoch != epoch:
-                epoch = self.step // an_epoch
-                order = np.random.default_rng([self.options.seed, epoch]).permutation(len(users))
-            at = self.step % an_epoch * size
-            batch = order[at : at + size].tolist()
+            self.epoch = self.step // an_epoch
+            if current != self.epoch:
+                current, order = (
+                    self.epoch,
+                    epoch_order(lengths, self.options.batch_size, self.options.seed, self.epoch),
+                )
+            batch = order[self.step % an_epoch]
             self.users = [users[i] for i in batch]
             yield batch
             self.step += 1
@@ -120,9 +124,9 @@ class Run:
         self.bar.close()
 
     def parts(self, batch: list[int]) -> list[list[int]]:
-        """A step's examples in `accumulate` parts of nearly one size; none is empty."""
-        size = math.ceil(len(batch) / self.options.accumulate)
-        return [batch[at : at + size] for at in range(0, len(batch), size)]
+        """A step's examples in as many parts as `forward_tokens` asks for, similar lengths together."""
+        found = batches([self.lengths[i] for i in batch], self.options.forward_tokens)
+        return [[batch[k] for k in part] for part in found]
 
     def log(self, **values: float) -> None:
         """A line of metrics.jsonl every `log_every` steps, and the progress bar."""
@@ -242,6 +246,19 @@ class Run:
         self.schedule.last_epoch = self.step
 
 
+def epoch_order(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[list[int]]:
+    """All examples in batches of `size` (the last one in what is left), in an order that seed and epoch decide. So that
+    little is padded, every 50 batches' worth of the shuffled examples is sorted by length before it is cut."""
+    generator = np.random.default_rng([seed, epoch])
+    order = generator.permutation(len(lengths))
+    length = np.asarray(lengths)
+    for start in range(0, len(order), 50 * size):
+        some = order[start : start + 50 * size]
+        order[start : start + 50 * size] = some[np.argsort(length[some], kind="stable")]
+    found = [order[at : at + size].tolist() for at in range(0, len(order), size)]
+    return [found[k] for k in generator.permutation(len(found))]
+
+
 def total_steps(examples: int, options) -> int:
     """How many optimizer steps a run has: `epochs` passes over the examples, at most `max_steps`."""
     steps = max(1, math.ceil(options.epochs * math.ceil(examples / options.batch_size)))
@@ -274,7 +291,7 @@ def open_run(options, kind: str) -> None:
     """
     check_output(options)
     folder = Path(options.output)
-    config = {"kind": kind} | {k: v for k, v in vars(options).items() if k not in ("resume", "overwrite")}
+    config = {"kind": kind} | {k: v for k, v in vars(options).items() if k not in ("resume", "overwrite", "cache")}
     if options.resume:
         before = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         changed = [f"{k}: {before.get(k)!r} then, {v!r} now" for k, v in config.items() if before.get(k) != v]

@@ -1,0 +1,50 @@
+"""What is computed once and kept on disk: image features, item neighbours, reference log-probabilities.
+
+A file is named after a fingerprint of everything its content depends on, so it cannot go stale: where a title, an
+image, a weight or a setting changes, another name is looked for and not found. It is written whole or not at all,
+and read memory-mapped, so what is never used is never read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def cached(
+    folder: Path | None, kind: str, fingerprint: str, make: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """What `make` returns, from `folder` where it has been made before; without a folder it is always made.
+
+    kind: the first part of the file's name. fingerprint: hex digits, of all that `make` depends on. A file that was
+    cut short or is none of ours is made anew.
+    """
+    if folder is None:
+        return make()
+    path = folder / f"{kind}-{fingerprint[:20]}.safetensors"
+    with suppress(OSError, SafetensorError), safe_open(path, framework="pt") as file:
+        if (file.metadata() or {}).get("made_from") == fingerprint:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+    made = make()
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file(made, partial, {"made_from": fingerprint})
+    partial.replace(path)
+    return made
+
+
+@torch.no_grad()
+def weights_fingerprint(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
