@@ -35,9 +35,9 @@ def brute_force(prompts, example, candidates) -> tuple[int, int]:
     return int((others > logps[0] + 1e-4).sum()), int(((others - logps[0]).abs() <= 1e-4).sum())
 
 
-@pytest.mark.parametrize("width", [1, 16])
-def test_places_equal_those_of_scoring_every_title(prompts, data, everything, monkeypatch, width):
-    monkeypatch.setattr(full_ranking, "WIDTH", width)
+@pytest.mark.parametrize("together", [1, 256])
+def test_places_equal_those_of_scoring_every_title(prompts, data, everything, monkeypatch, together):
+    monkeypatch.setattr(full_ranking, "TOGETHER", together)
     monkeypatch.setattr(full_ranking, "DEPTH", 10**6)  # never stop early: every place is exact
     examples = split_examples(data, "test", "next", users=12)
     answers = ask_model(prompts, examples, everything=everything, forward_tokens=700)
@@ -61,9 +61,10 @@ def test_the_search_stops_at_its_depth_and_measures_stay_exact(prompts, data, ev
 def test_few_titles_are_read_to_their_end(prompts, data, everything, monkeypatch):
     """The point of the search: with few places asked for, few of the tokens of all titles are read."""
     monkeypatch.setattr(full_ranking, "DEPTH", 5)
+    monkeypatch.setattr(full_ranking, "TOGETHER", 32)
     examples, read = split_examples(data, "test", "next", users=6), []
-    likeliest = full_ranking.Search.likeliest
-    monkeypatch.setattr(full_ranking.Search, "likeliest", lambda self: read.append(n := likeliest(self)) or n)
+    choose = full_ranking.Search.next
+    monkeypatch.setattr(full_ranking.Search, "next", lambda self, n: read.append(b := choose(self, n)) or b)
     ask_model(prompts, examples, everything=everything)
     nodes = len(Trie({item: prompts.name([item]) for item in data.familiar}).children)
     assert 0 < sum(map(len, read)) < len(examples) * nodes / 4

@@ -3,8 +3,8 @@
 In: prompts, each with its target, and every title as a path in a `Trie` of tokens. Out: how many items are likelier
 than the target, exact up to `DEPTH`. Reading a node of the trie gives the log-probabilities of all its children at
 once, and a title is never likelier than its beginning. So a beginning less likely than the target's whole title need
-not be read on: the search reads the likeliest beginnings first, and ends when none is left above the target or when
-DEPTH items are ahead of it. A prompt's keys and values are read once and stay; each node adds its own.
+not be read on: the search goes into depth first, and ends when no beginning is left above the target or when DEPTH
+items are ahead of it. A prompt's keys and values are read once.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import DynamicCache
 
 from hanorec.images import ImageEncoder, image_outputs
-from hanorec.scoring import Prompt, additive, pack
+from hanorec.scoring import Packed, Prompt, additive, head_at, pack
 
 DEPTH = 50  # the last place that any measure asks for
-WIDTH = 16  # nodes of a user's that are read in one forward
+TOGETHER = 256  # beginnings that one forward reads, of all users
 
 
 class Trie:
@@ -56,52 +57,52 @@ class Trie:
         return nodes[1:]
 
 
-class Node(NamedTuple):
-    """A beginning that is worth reading on; the likeliest is the least."""
+class Beginning(NamedTuple):
+    """Of titles, to be read on. The longest is the least, and among them the likeliest: whatever is above the target
+    has to be read anyway, unless enough whole titles are found before."""
 
-    cost: float  # -log-probability of the beginning
+    left: int  # -length
+    cost: float  # -log-probability
     node: int
-    token: int
-    columns: tuple[int, ...]  # where the tokens before it stand in the sequence, after the prompt
+    tokens: tuple[int, ...]
 
 
 class Search:
-    """One user's search: the target's log-probability, the items ahead of it, the beginnings still to be read."""
+    """One user's search: the target's log-probability, the items ahead of it, the beginnings still to be read.
 
-    def __init__(self, trie: Trie, target: Sequence[int], allowed: Callable[[int], bool]):
+    logps [len(target), V]: next-token log-probabilities after the prompt and after each token of the target but its
+    last. allowed: whether an item counts.
+    """
+
+    def __init__(self, trie: Trie, target: Sequence[int], logps: np.ndarray, allowed: Callable[[int], bool]):
         self.trie, self.allowed = trie, allowed
-        self.path = trie.path(target)
-        self.floor, self.ahead, self.tied = -np.inf, 0, 0
-        self.open: list[Node] = []
-
-    def start(self, target: Sequence[int], first_column: int, logps: np.ndarray) -> None:
-        """logps [len(target), V]: next-token log-probabilities after the prompt and after each token of the target but
-        its last; token k stands in column first_column + k."""
+        path = trie.path(target)
         along = np.cumsum(logps[np.arange(len(target)), list(target)], dtype=np.float64)
         self.floor = float(along[-1])
-        self.tied = sum(map(self.allowed, self.trie.items[self.path[-1]]))
-        columns = tuple(range(first_column, first_column + len(target) - 1))
-        for place, node in enumerate([0, *self.path[:-1]]):
+        self.ahead, self.tied = 0, sum(map(allowed, trie.items[path[-1]]))
+        self.open: list[Beginning] = []
+        for place, node in enumerate([0, *path[:-1]]):
             before = float(along[place - 1]) if place else 0.0
-            self.read(node, before, columns[:place], logps[place], known=self.path[place])
+            self.read(Beginning(-place, -before, node, tuple(target[:place])), logps[place], followed=path[place])
 
-    def read(self, node: int, logp: float, columns: tuple[int, ...], logps: np.ndarray, known: int = -1) -> None:
-        """Take in a node's next-token log-probabilities [V]. columns: of the tokens up to it. known: the child that is
-        already followed."""
-        tokens, children = self.trie.below(node)
-        totals = logp + logps[tokens].astype(np.float64)
-        for k in np.flatnonzero((totals >= self.floor) & (children != known)).tolist():
-            ending = sum(map(self.allowed, self.trie.items[children[k]]))
+    def read(self, beginning: Beginning, logps: np.ndarray, followed: int = -1) -> None:
+        """Take in the next-token log-probabilities [V] after a beginning. followed: the child that is known already."""
+        tokens, children = self.trie.below(beginning.node)
+        totals = logps[tokens].astype(np.float64) - beginning.cost
+        for k in np.flatnonzero((totals >= self.floor) & (children != followed)).tolist():
+            child = int(children[k])
+            ending = sum(map(self.allowed, self.trie.items[child]))
             if totals[k] > self.floor:
                 self.ahead += ending
             else:
                 self.tied += ending
-            if self.trie.children[children[k]]:
-                heapq.heappush(self.open, Node(-totals[k], int(children[k]), int(tokens[k]), columns))
+            if self.trie.children[child]:
+                longer = (*beginning.tokens, int(tokens[k]))
+                heapq.heappush(self.open, Beginning(-len(longer), -float(totals[k]), child, longer))
 
-    def likeliest(self) -> list[Node]:
-        """The nodes to read next; none where the target's place is known."""
-        return [heapq.heappop(self.open) for _ in range(min(WIDTH, len(self.open)))] if self.ahead < DEPTH else []
+    def next(self, number: int) -> list[Beginning]:
+        """The beginnings to read next; none where the target's place is known."""
+        return [heapq.heappop(self.open) for _ in range(min(number, len(self.open)))] if self.ahead < DEPTH else []
 
 
 @torch.no_grad()
@@ -118,45 +119,46 @@ def places(
     targets: the target's tokens for each prompt, in the trie. allowed: for each prompt whether an item counts, false
     for the target itself.
     """
-    backbone = encoder.backbone
-    model, device = backbone.model, backbone.device
-    packed = pack(prompts, [[target] for target in targets], pad=backbone.pad)
     cache, start = DynamicCache(), max(len(prompt.ids) for prompt in prompts)
-    output = model(
-        input_ids=packed.input_ids.to(device),
-        attention_mask=additive(packed.attention_mask, model.dtype).to(device),
-        position_ids=packed.position_ids.to(device),
-        logits_to_keep=packed.input_ids.shape[1] - start + 1,  # the prompt's last token and the target's
-        past_key_values=cache,
-        use_cache=True,
-        **image_outputs(encoder.features([item for prompt in prompts for item in prompt.images])),
-    )
-    searches = [Search(trie, target, test) for target, test in zip(targets, allowed)]
-    logps = output.logits.float().log_softmax(-1).cpu().numpy()
-    for search, target, rows in zip(searches, targets, logps):
-        search.start(target, start, rows[: len(target)])
+    packed = pack(prompts, [[target] for target in targets], pad=encoder.backbone.pad)
+    images = image_outputs(encoder.features([item for prompt in prompts for item in prompt.images]))
+    logps = iter(_next_logps(encoder, packed, packed.row, packed.column, cache, 0, images))
+    searches = [
+        Search(trie, target, np.stack([next(logps) for _ in target]), test) for target, test in zip(targets, allowed)
+    ]
+    active = list(range(len(searches)))  # the rows of the cache
+    while active:
+        if cache.get_seq_length() > start:
+            cache.crop(start - cache.get_seq_length())  # leaves the prompts alone
+        chosen = [searches[b].next(max(1, TOGETHER // len(active))) for b in active]
+        rows = [row for row, beginnings in enumerate(chosen) if beginnings]
+        if len(rows) < len(active):
+            active, chosen = [active[row] for row in rows], [chosen[row] for row in rows]
+            cache.batch_select_indices(torch.tensor(rows, device=encoder.backbone.device, dtype=torch.long))
+        if active:
+            # A last token is never read, so each beginning gets one more: what is predicted there is what is asked.
+            answers = [[(*beginning.tokens, 0) for beginning in beginnings] for beginnings in chosen]
+            packed = pack([prompts[b] for b in active], answers, pad=encoder.backbone.pad, start=start)
+            ends = torch.tensor([len(answer) for some in answers for answer in some]).cumsum(0) - 1
+            logps = iter(_next_logps(encoder, packed, packed.row[ends], packed.column[ends], cache, start, {}))
+            for b, beginnings in zip(active, chosen):
+                for beginning in beginnings:
+                    searches[b].read(beginning, next(logps))
+    return np.array([search.ahead for search in searches]), np.array([search.tied for search in searches])
 
-    in_prompt = packed.attention_mask[:, 0, start - 1, :start]  # [B, columns of the prompt]
-    while any(chosen := [search.likeliest() for search in searches]):
-        width, read = max(map(len, chosen)), cache.get_seq_length()
-        ids = torch.full((len(searches), width), backbone.pad)
-        positions = torch.zeros_like(ids)
-        visible = torch.zeros(len(searches), 1, width, read + width, dtype=torch.bool)
-        visible[:, 0, :, read:] = torch.eye(width, dtype=torch.bool)
-        for b, nodes in enumerate(chosen):
-            for k, node in enumerate(nodes):
-                ids[b, k], positions[b, k] = node.token, len(prompts[b].ids) + len(node.columns)
-                visible[b, 0, k, :start] = in_prompt[b]
-                visible[b, 0, k, list(node.columns)] = True
-        output = model(
-            input_ids=ids.to(device),
-            attention_mask=additive(visible, model.dtype).to(device),
-            position_ids=positions.to(device),
+
+def _next_logps(
+    encoder: ImageEncoder, packed: Packed, row: Tensor, column: Tensor, cache: DynamicCache, first: int, images: dict
+) -> np.ndarray:
+    """Next-token log-probabilities at these positions, [positions, V]; columns before `first` are in the cache."""
+    model, device = encoder.backbone.model, encoder.backbone.device
+    with head_at(model, row.to(device), (column - first).to(device)):
+        logits = model(
+            input_ids=packed.input_ids[:, first:].to(device),
+            attention_mask=additive(packed.attention_mask[:, :, first:], model.dtype).to(device),
+            position_ids=packed.position_ids[:, first:].to(device),
             past_key_values=cache,
             use_cache=True,
-        )
-        logps = output.logits.float().log_softmax(-1).cpu().numpy()
-        for search, nodes, rows in zip(searches, chosen, logps):
-            for k, (node, row) in enumerate(zip(nodes, rows)):
-                search.read(node.node, -node.cost, (*node.columns, read + k), row)
-    return np.array([search.ahead for search in searches]), np.array([search.tied for search in searches])
+            **images,
+        ).logits[0]
+    return logits.float().log_softmax(-1).cpu().numpy()

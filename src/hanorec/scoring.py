@@ -85,9 +85,12 @@ def tree(responses: Sequence[Sequence[int]]) -> Tree:
     return found
 
 
-def pack(prompts: Sequence[Prompt], responses: Sequence[Sequence[Sequence[int]]], *, pad: int) -> Packed:
+def pack(
+    prompts: Sequence[Prompt], responses: Sequence[Sequence[Sequence[int]]], *, pad: int, start: int | None = None
+) -> Packed:
     """Lay out each prompt with its responses. Prompts end at one column, where the responses begin.
 
+    start: that column; by default the length of the longest prompt.
     Errors: ValueError for no prompts, an empty prompt, or a response without tokens.
     """
     if not prompts or len(prompts) != len(responses):
@@ -95,7 +98,7 @@ def pack(prompts: Sequence[Prompt], responses: Sequence[Sequence[Sequence[int]]]
     if any(not prompt.ids for prompt in prompts) or any(not answer for answers in responses for answer in answers):
         raise ValueError("prompts and responses: each needs at least one token")
     trees = [tree(answers) for answers in responses]
-    start = max(len(prompt.ids) for prompt in prompts)
+    start = max(len(prompt.ids) for prompt in prompts) if start is None else start
     columns = start + max(len(t.tokens) for t in trees)
 
     input_ids = np.full((len(prompts), columns), pad)

@@ -1,0 +1,170 @@
+#!/usr/bin/env python3
+"""How costs grow with the history, the candidates and the catalogue, on the tiny backbone; prints JSON.
+
+Histories and catalogues longer than the toy world's are made of the same images and of titles of made-up words, so the
+figures are about time and memory alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from bench_models import catalogue
+from bench_worker import memory
+
+from hanorec.backbone import add_lora, load_backbone
+from hanorec.catalog import read_catalog
+from hanorec.dataset import open_dataset, split_examples
+from hanorec.hardness import nearest
+from hanorec.images import ImageEncoder
+from hanorec.losses import hardness_weight, neighbourhood_distance
+from hanorec.preferences import Example
+from hanorec.prompts import Prompts
+from hanorec.ranking import Everything, ask_model
+from hanorec.scoring import score
+
+HISTORIES = (5, 10, 20, 50)
+CANDIDATES = (20, 100, 300, 1000)
+CATALOGUES = (1_000, 10_000, 100_000)
+WIDTH, NEIGHBOURS, PAIRS = 576, 10, 1_000_000  # SmolLM2-135M's width, the paper's K
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--catalogues", type=int, nargs="+", default=CATALOGUES)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    with TemporaryDirectory() as folder:
+        data = open_dataset(catalogue(Path(folder) / "toy", 64))
+        backbone = load_backbone("tiny", dtype="float32")
+        images = list(read_catalog(data.folder).images)
+        examples = split_examples(data, "test", "next", users=16)
+        shown = ImageEncoder(backbone, images, frozen=True, progress=False)
+        growths = [
+            candidates_growth(shown, examples, max(CANDIDATES), rng),
+            ranking_growth(backbone, images, examples, args.catalogues, rng),
+            neighbours_growth(args.catalogues),
+            hardness_growth(rng),
+            history_growth(shown, data.catalog.titles, examples, rng),  # last: it adds an adapter
+        ]
+    print(json.dumps(growths))
+
+
+def timed(work: Callable[[], object], repeats: int = 3) -> float:
+    """Seconds, the median of some runs after one that warms up."""
+    work()
+    seconds = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - begun)
+    return sorted(seconds)[repeats // 2]
+
+
+def high_water(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds, and MiB at most above what the process held before."""
+    Path("/proc/self/clear_refs").write_text("5")
+    before, begun = memory("VmRSS"), time.perf_counter()
+    work()
+    return time.perf_counter() - begun, memory("VmHWM") - before
+
+
+def made_up_titles(number: int, rng: np.random.Generator) -> list[str]:
+    syllables = ["ba", "ko", "mi", "ter", "lan", "su", "vor", "ne", "dri", "pol", "ga", "res"]
+    words = ["".join(rng.choice(syllables, 2)).capitalize() for _ in range(2000)]
+    return [" ".join(words[k] for k in rng.integers(0, len(words), 3)) for _ in range(number)]
+
+
+def history_growth(encoder: ImageEncoder, titles: tuple[str, ...], examples: list[Example], rng) -> dict:
+    """A training pair's time with longer and longer histories."""
+    model = encoder.backbone.model = add_lora(encoder.backbone.model)
+    model.train()
+    rows = []
+    for length in HISTORIES:
+        prompts = Prompts(encoder, titles, "next", list_candidates=False)
+        longer = [replace(e, history=tuple(rng.integers(0, len(titles), length).tolist())) for e in examples[:8]]
+        asked = [prompts.prompt(example) for example in longer]
+        answers = [[prompts.chosen(example), *prompts.rejected(example)] for example in longer]
+
+        def step(asked=asked, answers=answers):
+            (score(encoder, asked, answers).view(-1, 2) @ torch.tensor([-1.0, 1.0])).sum().backward()
+
+        rows.append([str(length), f"{len(asked[0].ids)}", f"{1000 * timed(step) / len(asked):.1f}"])
+    header = ["items of history", "tokens of a prompt", "milliseconds a training pair"]
+    return {"title": "Longer histories (tiny backbone, no candidate list)", "header": header, "rows": rows}
+
+
+def candidates_growth(encoder: ImageEncoder, examples: list[Example], most: int, rng) -> dict:
+    """A user's time with more and more candidates to rank."""
+    prompts = Prompts(encoder, made_up_titles(max(most, len(encoder.blocks)), rng), "next", list_candidates=False)
+    rows = []
+    for number in CANDIDATES:
+        listed = tuple(range(number))
+        some = [replace(e, candidates=listed, targets=(0,)) for e in examples[: 16 if number <= 100 else 4]]
+        seconds = timed(lambda some=some: ask_model(prompts, some)) / len(some)
+        rows.append([str(number), f"{1000 * seconds:.1f}", f"{1e6 * seconds / number:.0f}"])
+    header = ["candidates", "milliseconds a user", "microseconds a candidate"]
+    return {"title": "More candidates, each scored (tiny backbone)", "header": header, "rows": rows}
+
+
+def ranking_growth(backbone, images: list, examples: list[Example], sizes, rng) -> dict:
+    """A user's time to find the target's place in the whole catalogue."""
+    rows = []
+    for size in sizes:
+        encoder = ImageEncoder(
+            backbone, (images + [None] * size)[: max(size, len(images))], frozen=True, progress=False
+        )
+        prompts = Prompts(encoder, made_up_titles(len(encoder.blocks), rng), "next", list_candidates=False)
+        everything = Everything(np.arange(size))
+        drawn = rng.integers(size, size=len(examples)).tolist()
+        some = [replace(e, targets=(target,), seen=e.seen | {target}) for e, target in zip(examples, drawn)]
+        held = high_water(lambda e=everything, p=prompts, s=some: ask_model(p, s[:1], everything=e))
+        seconds = timed(lambda e=everything, p=prompts, s=some: ask_model(p, s, everything=e), 1)
+        rows.append(
+            [f"{size:,}", f"{1000 * (seconds - held[0]) / (len(some) - 1):.0f}", f"{held[0]:.1f}", f"{held[1]:.0f}"]
+        )
+    header = ["catalogue", "milliseconds a user", "seconds for the trie and the first", "MiB"]
+    return {
+        "title": "The whole catalogue, places to 50 exact (tiny backbone, random targets)",
+        "header": header,
+        "rows": rows,
+    }
+
+
+def neighbours_growth(sizes) -> dict:
+    """Time and memory of the K nearest items of every item."""
+    rows = []
+    for size in sizes:
+        points = torch.nn.functional.normalize(torch.randn(size, WIDTH), dim=1)
+        seconds, mib = high_water(lambda points=points: nearest(points, NEIGHBOURS))
+        rows.append([f"{size:,}", f"{seconds:.1f}", f"{mib:.0f}", f"{size**2 * 4 / 2**20:,.0f}"])
+    header = ["catalogue", "seconds", "MiB at most", "MiB of all similarities, for comparison"]
+    return {"title": f"{NEIGHBOURS} neighbours of every item (width {WIDTH})", "header": header, "rows": rows}
+
+
+def hardness_growth(rng) -> dict:
+    """λ of very many pairs."""
+    similarities = torch.rand(100_000, NEIGHBOURS).sort(dim=1, descending=True).values
+    rows = []
+    for pairs in (PAIRS // 100, PAIRS // 10, PAIRS):
+        chosen, rejected = torch.from_numpy(rng.integers(0, len(similarities), (2, pairs)))
+
+        def weigh(chosen=chosen, rejected=rejected):
+            return hardness_weight(neighbourhood_distance(similarities[chosen], similarities[rejected]))
+
+        seconds, mib = high_water(weigh)
+        rows.append([f"{pairs:,}", f"{seconds:.2f}", f"{mib:.0f}"])
+    return {"title": "Hardness of pairs", "header": ["pairs", "seconds", "MiB at most"], "rows": rows}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+#!/usr/bin/env python3
+"""Training and ranking, this project's way against the plain way, on backbones of four sizes; and how costs grow.
+
+    python experiments/benchmark.py                                  all of it, on the toy catalogue
+    python experiments/benchmark.py --backbones tiny --works hanorec rank
+    python experiments/benchmark.py --backbones 135M --pretrained DIR --data DIR --trl-python VENV/bin/python
+
+The plain way is described in bench_worker.py; TRL's DPOTrainer is a third side where an interpreter that has `trl` is
+given. Every side is a process of its own; repetitions take turns, and a ratio is the median over repetitions of
+neighbouring runs. Writes experiments/results/<name>.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from bench_models import GEOMETRIES, build, catalogue, pixels_of
+
+from hanorec.catalog import read_catalog
+from hanorec.dataset import open_dataset, split_examples
+from hanorec.prompts import HISTORY, QUESTIONS
+from hanorec.report import markdown
+
+HERE = Path(__file__).resolve().parent
+BATCH = {"tiny": 16, "11.6M": 16, "135M": 4, "SmolVLM-256M": 2}  # prompts a step
+STEPS = {"tiny": 4, "11.6M": 2, "135M": 1, "SmolVLM-256M": 1}  # a repetition
+REPEATS = {"tiny": 7, "11.6M": 5, "135M": 3, "SmolVLM-256M": 2}
+USERS = {"tiny": 8, "11.6M": 4, "135M": 1, "SmolVLM-256M": 1}  # a repetition of the plain ranking
+PROMPTS = {"tiny": 16, "11.6M": 8, "135M": 16, "SmolVLM-256M": 3}  # different prompts, in batches
+WARM = 2  # repetitions that do not count
+EPOCHS = 5  # the paper's; what is done once a run is spread over so many
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbones", nargs="+", default=["tiny", *GEOMETRIES], choices=["tiny", *GEOMETRIES])
+    parser.add_argument("--works", nargs="+", default=["sft", "dpo", "hanorec", "rank"])
+    parser.add_argument("--data", type=Path, help="a dataset folder; a small toy catalogue, if not given")
+    parser.add_argument(
+        "--pretrained", help="a checkpoint folder to use as the 135M backbone instead of random weights"
+    )
+    parser.add_argument("--repeats", type=int, help="repetitions of each side (default: by backbone, 2 to 7)")
+    parser.add_argument("--trl-python", help="an interpreter that has trl: adds TRL's DPOTrainer to hanorec")
+    parser.add_argument("--no-growth", action="store_true", help="leave out how costs grow")
+    parser.add_argument("--name", default="benchmark", help="of the result files (default benchmark)")
+    parser.add_argument("--scratch", type=Path, help="folder for checkpoints and data (default: a temporary one)")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        results = {"cases": [], "growth": []}
+        for backbone in args.backbones:
+            for work in args.works:
+                case = compare(backbone, work, args, args.scratch or Path(temporary))
+                results["cases"].append(case)
+                print(table([case], brief=True), flush=True)
+                write(results, args.name)
+        if not args.no_growth:
+            growth = subprocess.run(
+                [sys.executable, HERE / "bench_growth.py"], stdout=subprocess.PIPE, text=True, check=True
+            )
+            results["growth"] = json.loads(growth.stdout)
+        write(results, args.name)
+    print((HERE / "results" / f"{args.name}.md").read_text())
+
+
+def compare(backbone: str, work: str, args: argparse.Namespace, scratch: Path) -> dict:
+    """One row: both sides (and TRL) on one backbone and work."""
+    checkpoint = build(backbone, scratch / backbone)
+    if backbone == "135M" and args.pretrained:
+        checkpoint = args.pretrained
+    data = args.data or catalogue(scratch / f"toy-{pixels_of(backbone)}", pixels_of(backbone))
+    batch, steps = BATCH[backbone], STEPS[backbone]
+    repeats = args.repeats or REPEATS[backbone]
+    pairs = batch * PROMPTS[backbone]
+    common = ["--work", work, "--backbone", checkpoint, "--data", data, "--batch-size", batch, "--pairs", pairs]
+    sides = {side: Worker(HERE / "bench_worker.py", "--side", side, *common) for side in ("ours", "plain")}
+    if work == "hanorec" and args.trl_python:
+        trl_pairs(data, pairs, scratch / "pairs.json")
+        for name, more in (("TRL", []), ("TRL, head cut", ["--head-cut"])):
+            sides[name] = Worker(
+                HERE / "trl_dpo.py", "--checkpoint", checkpoint, "--pairs", scratch / "pairs.json",
+                "--batch-size", batch, *more, python=args.trl_python,
+            )  # fmt: skip
+    runs = {side: [] for side in sides}
+    for repeat in range(-WARM, repeats):  # the first ones warm up: memory is touched, weights are paged in
+        for side, worker in sides.items():
+            if side.startswith("TRL") and not -1 <= repeat <= 1 or repeat == -WARM and backbone == "SmolVLM-256M":
+                continue
+            line = worker.run(USERS[backbone] if work == "rank" and side == "plain" else 1 if work == "rank" else steps)
+            if repeat >= 0:
+                runs[side].append(line)
+    case = {"backbone": backbone, "work": work, "batch": batch, "repeats": repeats, "threads": threads()}
+    case |= {side: summarize(lines, sides[side].facts) for side, lines in runs.items()}
+    for worker in sides.values():
+        worker.end()
+    for side in sides:
+        if side != "ours":
+            rates = [(theirs["seconds"] / theirs["done"]) / (own["seconds"] / own["done"])
+                     for own, theirs in zip(runs["ours"], runs[side])]  # fmt: skip
+            case[side]["times_as_long"] = statistics.median(rates)
+            case[side]["least_and_most"] = [min(rates), max(rates)]
+    if work != "rank":
+        case["largest_difference_of_logps"] = same_logps(common)
+        if work != "sft":
+            once_counted_in(case, data)
+    return case
+
+
+def once_counted_in(case: dict, data: Path) -> None:
+    """The ratio with this project's work done once (every image of the catalogue, every pair's reference) counted."""
+    items, pairs = len(read_catalog(data)), len(open_dataset(data).train)
+    facts = case["ours"]["facts"]
+    for epochs in (1, EPOCHS):
+        once = (facts["seconds_a_reference"] + facts["seconds_an_image"] * items / pairs) / epochs
+        step = 1 / case["ours"]["rate"]
+        case[f"times_as_long_over_{epochs}_epochs"] = case["plain"]["times_as_long"] * step / (step + once)
+
+
+def same_logps(common: list) -> float:
+    """The largest difference, in nats, of the two sides' log-probabilities of a response in two steps, without noise
+    and dropout: in the second the weights have been updated with each side's own gradient."""
+    sides = []
+    for side in ("ours", "plain"):
+        worker = Worker(HERE / "bench_worker.py", "--side", side, *common, "--exact")
+        sides.append([logp for step in worker.run(2)["logps"] for logp in step])
+        worker.end()
+    return max(abs(a - b) for a, b in zip(*sides))
+
+
+def summarize(lines: list[dict], facts: dict) -> dict:
+    seconds = sum(line["seconds"] for line in lines)
+    found = {
+        "rate": statistics.median(line["done"] / line["seconds"] for line in lines),
+        "peak_mib": max(line["peak_mib"] for line in lines),
+        "step_mib": max(line["peak_mib"] - line["base_mib"] for line in lines),
+        "facts": facts,
+    }
+    if "spent" in lines[0]:
+        model, data = (sum(line["spent"][part] for line in lines) for part in ("model", "data"))
+        found |= {
+            "model_share": model / seconds,
+            "data_share": data / seconds,
+            "rest_share": 1 - (model + data) / seconds,
+        }
+        if lines[0]["spent"]["flops"]:
+            found["share_of_matrix_product"] = statistics.median(
+                line["spent"]["flops"] / line["seconds"] / line["gemm"] for line in lines
+            )
+    return found
+
+
+class Worker:
+    """A side in a process of its own."""
+
+    def __init__(self, script: Path, *arguments, python: str = sys.executable):
+        self.process = subprocess.Popen(
+            [python, script, *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=None if os.environ.get("BENCHMARK_ERRORS") else subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        self.facts = self._answer()
+
+    def _answer(self) -> dict:
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"a worker stopped; to see why: BENCHMARK_ERRORS=1 and again ({self.process.args})")
+        return json.loads(line)
+
+    def run(self, steps: int) -> dict:
+        self.process.stdin.write(f"run {steps}\n")
+        self.process.stdin.flush()
+        answer = self._answer()
+        return answer | {"done": answer.get("done", answer.get("pairs"))}
+
+    def end(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def trl_pairs(data: Path, pairs: int, path: Path) -> None:
+    """The pairs as TRL's side reads them: the same prompts as `prompts.Prompts` writes."""
+    opened = open_dataset(data)
+    titles, rows = opened.catalog.titles, []
+    for example in split_examples(opened, "train", "next", users=pairs):
+        content, text = [], HISTORY
+        for item in example.history:
+            text += "\n"
+            if opened.catalog.images[item] is not None:
+                content += [
+                    {"type": "text", "text": text},
+                    {"type": "image", "path": str(opened.catalog.images[item].resolve())},
+                ]
+                text = ""
+            text += titles[item]
+        text += "\n" + "\n".join([QUESTIONS["next", True], *(titles[item] for item in example.candidates)])
+        content.append({"type": "text", "text": text})
+        rows.append(
+            {"content": content, "chosen": titles[example.targets[0]], "rejected": titles[example.rejected[0][0]]}
+        )
+    path.write_text(json.dumps(rows))
+
+
+def threads() -> int:
+    return int(os.environ.get("OMP_NUM_THREADS", os.cpu_count()))
+
+
+def table(cases: list[dict], brief: bool = False) -> str:
+    header = [
+        "backbone", "work", "ours, a second", "plain, a second", "plain takes", "over 1 / 5 epochs", "step memory, ours",
+        "plain", "model / data / rest", "of matrix product", "log-probs differ by",
+    ]  # fmt: skip
+    rows = []
+    for c in cases:
+        own, plain = c["ours"], c["plain"]
+        low, high = plain["least_and_most"]
+        rows.append([
+            c["backbone"], c["work"], f"{own['rate']:.3g}", f"{plain['rate']:.3g}",
+            f"{plain['times_as_long']:.1f}× [{low:.1f}, {high:.1f}]",
+            f"{c['times_as_long_over_1_epochs']:.1f}× / {c['times_as_long_over_5_epochs']:.1f}×"
+            if "times_as_long_over_1_epochs" in c else "–",
+            f"{own['step_mib']:.0f} MiB", f"{plain['step_mib']:.0f} MiB",
+            f"{own['model_share']:.1%} / {own['data_share']:.1%} / {own['rest_share']:.1%}",
+            f"{own.get('share_of_matrix_product', float('nan')):.0%}" if c["work"] != "rank" else "–",
+            f"{c['largest_difference_of_logps']:.0e}" if "largest_difference_of_logps" in c else "–",
+        ])  # fmt: skip
+    text = markdown(header, rows)
+    trl = [[c["backbone"], side, f"{c[side]['rate']:.3g}", f"{c[side]['times_as_long']:.1f}×", f"{c[side]['peak_mib']:.0f} MiB",
+            f"{c['ours']['peak_mib']:.0f} MiB"] for c in cases for side in c if side.startswith("TRL")]  # fmt: skip
+    if trl:
+        head = ["backbone", "side", "pairs a second", "takes, against ours", "peak memory", "ours"]
+        text += "\n\n" + markdown(head, trl)
+    return text
+
+
+def write(results: dict, name: str) -> None:
+    folder = HERE / "results"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    text = [table(results["cases"])] if results["cases"] else []
+    for growth in results["growth"]:
+        text.append(growth["title"] + "\n\n" + markdown(growth["header"], growth["rows"]))
+    (folder / f"{name}.md").write_text("\n\n".join(text) + "\n")
+
+
+if __name__ == "__main__":
+    main()
