@@ -57,13 +57,13 @@ def main() -> None:
     prompts = Prompts(encoder, data.catalog.titles, options.task, list_candidates=options.list_candidates)
 
     similarities, neighbours = item_neighbours(encoder, data.catalog, options.neighbours, options.reference, cache)
-    epochs = math.ceil(options.epochs) if options.fresh_negatives else 1  # that have rejected items of their own
+    parts = math.ceil(options.epochs) if options.fresh_negatives else 1  # of the rejected items: one an epoch, or all
     examples = split_examples(
         data,
         "train",
         every=options.windows == "every",
         users=options.train_users,
-        rejected=options.rejected * epochs,
+        rejected=options.rejected * parts,
         negatives=options.negatives,
         neighbours=neighbours.numpy(),
         **example_options(options),
@@ -88,35 +88,44 @@ def main() -> None:
     else:
         responsiveness = policy_responsiveness if options.recipe == "paper" else RunningResponsiveness()
     open_run(options, "dpo")
+    epochs = split_by_epoch(parts, responses, reference, hardness)
+    lengths = [prompts.length(example, answers) for example, answers in zip(examples, epochs[0][0])]
     with Run(options, model, optimizer, schedule, total=total, running=responsiveness) as run:
-        lengths = [prompts.length(e, answers[: 1 + options.rejected]) for e, answers in zip(examples, responses)]
         for batch in run.steps([example.user for example in examples], lengths):
-            first = run.epoch % epochs * options.rejected
-            pairs = list(range(first, first + options.rejected))  # this epoch's
-            columns = [0, *(1 + pair for pair in pairs)]  # the chosen response and theirs
+            responses, reference, hardness = epochs[run.epoch % parts]
             optimizer.zero_grad()
             outputs = []
             for part in run.parts(batch):
                 with policy_noise(model, options, run.generator) as logit_noise:
                     asked = [prompts.prompt(examples[i]) for i in part]
-                    answers = [[responses[i][column] for column in columns] for i in part]
+                    answers = [responses[i] for i in part]
                     policy = score(encoder, asked, answers, noise_std=logit_noise, generator=run.generator)
-                    logps = by_pair(policy, reference[part][:, columns].to(policy.device))
+                    logps = by_pair(policy, reference[part].to(policy.device))
                     gaps = options.beta * log_ratio_margin(*logps)
-                    weight = hardness[part][:, pairs].flatten().to(policy.device)
+                    weight = hardness[part].flatten().to(policy.device)
                     output = hanorec_loss(*logps, weight, beta=options.beta, responsiveness=responsiveness(gaps))
                     (output.loss * len(part) / len(batch)).backward()
                 outputs.append(output)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.max_grad_norm, error_if_nonfinite=True)
             optimizer.step()
             schedule.step()
-            run.log(
-                **summary(outputs, hardness[batch][:, pairs]),
-                gradient_norm=norm,
-                learning_rate=schedule.get_last_lr()[0],
-            )
+            run.log(**summary(outputs, hardness[batch]), gradient_norm=norm, learning_rate=schedule.get_last_lr()[0])
             run.consider(lambda: validation(prompts, held_out, options.forward_tokens))
         run.finish(lambda folder: save_model(backbone, folder))
+
+
+def split_by_epoch(
+    parts: int, responses: list, reference: Tensor, hardness: Tensor
+) -> list[tuple[list, Tensor, Tensor]]:
+    """`parts` times the responses, their reference log-probabilities and their pairs' hardness, each with its own share
+    of the rejected responses: with fresh negatives an epoch has one to itself, and all are scored once."""
+    size = hardness.shape[1] // parts
+    found = []
+    for first in range(0, size * parts, size):
+        pairs = slice(first, first + size)
+        answers = [[chosen, *rejected[pairs]] for chosen, *rejected in responses]
+        found.append((answers, torch.cat([reference[:, :1], reference[:, 1:][:, pairs]], dim=1), hardness[:, pairs]))
+    return found
 
 
 @contextmanager

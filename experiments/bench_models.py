@@ -10,7 +10,13 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration, SmolVLMImageProcessor, SmolVLMProcessor
+from transformers import (
+    AutoTokenizer,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+    SmolVLMImageProcessor,
+    SmolVLMProcessor,
+)
 from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoProcessor
 
 from hanorec import tiny
@@ -32,14 +38,17 @@ GEOMETRIES = {  # language model, vision tower, pixels a side, and by how much t
 }  # fmt: skip
 
 
-def build(name: str, folder: Path) -> str:
-    """The checkpoint of a geometry, made in `folder` if it is not there; "tiny" is the embedded one."""
-    if name == "tiny":
-        return name
+def build(name: str, folder: Path, pretrained: str | None = None) -> str:
+    """The checkpoint of a geometry, made in `folder` if it is not there; "tiny" is the embedded one.
+
+    pretrained: a checkpoint that is the 135M one, and whose tokenizer the others take.
+    """
+    if name == "tiny" or (name == "135M" and pretrained):
+        return pretrained if name == "135M" else name
     if not (folder / "model.safetensors").exists():
         language, vision, pixels, fold = GEOMETRIES[name]
         words = [f"{word} {given}" for theme in THEMES.values() for word in theme for given in NAMES]
-        tokenizer = tiny.build_tokenizer(words)
+        tokenizer = AutoTokenizer.from_pretrained(pretrained) if pretrained else tiny.build_tokenizer(words)
         image = {"longest_edge": pixels}
         processor = SmolVLMProcessor(
             SmolVLMImageProcessor(size=image, max_image_size=image, do_image_splitting=False), tokenizer,

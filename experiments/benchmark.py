@@ -7,7 +7,8 @@
 
 The plain way is described in bench_worker.py; TRL's DPOTrainer is a third side where an interpreter that has `trl` is
 given. Every side is a process of its own; repetitions take turns, and a ratio is the median over repetitions of
-neighbouring runs. Writes experiments/results/<name>.json and .md.
+neighbouring runs. Writes experiments/results/<name>.json and .md; what the file holds already is kept, so a benchmark
+that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ from hanorec.prompts import HISTORY, QUESTIONS
 from hanorec.report import markdown
 
 HERE = Path(__file__).resolve().parent
+ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_MMAP_MAX_": "0"}  # for all sides: keep freed memory
 BATCH = {"tiny": 16, "11.6M": 16, "135M": 4, "SmolVLM-256M": 2}  # prompts a step
 STEPS = {"tiny": 4, "11.6M": 2, "135M": 1, "SmolVLM-256M": 1}  # a repetition
-REPEATS = {"tiny": 7, "11.6M": 5, "135M": 3, "SmolVLM-256M": 2}
+REPEATS = {"tiny": 7, "11.6M": 5, "135M": 3, "SmolVLM-256M": 1}
 USERS = {"tiny": 8, "11.6M": 4, "135M": 1, "SmolVLM-256M": 1}  # a repetition of the plain ranking
 PROMPTS = {"tiny": 16, "11.6M": 8, "135M": 16, "SmolVLM-256M": 3}  # different prompts, in batches
 WARM = 2  # repetitions that do not count
@@ -44,23 +46,28 @@ def main() -> None:
     parser.add_argument("--works", nargs="+", default=["sft", "dpo", "hanorec", "rank"])
     parser.add_argument("--data", type=Path, help="a dataset folder; a small toy catalogue, if not given")
     parser.add_argument(
-        "--pretrained", help="a checkpoint folder to use as the 135M backbone instead of random weights"
+        "--pretrained", help="a checkpoint folder that is the 135M backbone, and whose tokenizer the larger ones take"
     )
     parser.add_argument("--repeats", type=int, help="repetitions of each side (default: by backbone, 2 to 7)")
     parser.add_argument("--trl-python", help="an interpreter that has trl: adds TRL's DPOTrainer to hanorec")
     parser.add_argument("--no-growth", action="store_true", help="leave out how costs grow")
     parser.add_argument("--name", default="benchmark", help="of the result files (default benchmark)")
     parser.add_argument("--scratch", type=Path, help="folder for checkpoints and data (default: a temporary one)")
+    parser.add_argument("--glibc-default", action="store_true", help="let the C library return freed memory")
     args = parser.parse_args()
+    if not args.glibc_default:
+        os.environ.update(ALLOCATOR)
     with tempfile.TemporaryDirectory() as temporary:
-        results = {"cases": [], "growth": []}
+        results = read(args.name)
         for backbone in args.backbones:
             for work in args.works:
+                if any((case["backbone"], case["work"]) == (backbone, work) for case in results["cases"]):
+                    continue
                 case = compare(backbone, work, args, args.scratch or Path(temporary))
                 results["cases"].append(case)
                 print(table([case], brief=True), flush=True)
                 write(results, args.name)
-        if not args.no_growth:
+        if not args.no_growth and not results["growth"]:
             growth = subprocess.run(
                 [sys.executable, HERE / "bench_growth.py"], stdout=subprocess.PIPE, text=True, check=True
             )
@@ -71,9 +78,7 @@ def main() -> None:
 
 def compare(backbone: str, work: str, args: argparse.Namespace, scratch: Path) -> dict:
     """One row: both sides (and TRL) on one backbone and work."""
-    checkpoint = build(backbone, scratch / backbone)
-    if backbone == "135M" and args.pretrained:
-        checkpoint = args.pretrained
+    checkpoint = build(backbone, scratch / backbone, args.pretrained)
     data = args.data or catalogue(scratch / f"toy-{pixels_of(backbone)}", pixels_of(backbone))
     batch, steps = BATCH[backbone], STEPS[backbone]
     repeats = args.repeats or REPEATS[backbone]
@@ -88,9 +93,10 @@ def compare(backbone: str, work: str, args: argparse.Namespace, scratch: Path) -
                 "--batch-size", batch, *more, python=args.trl_python,
             )  # fmt: skip
     runs = {side: [] for side in sides}
-    for repeat in range(-WARM, repeats):  # the first ones warm up: memory is touched, weights are paged in
+    warm = 0 if backbone == "SmolVLM-256M" else WARM  # its ratios are far above the noise, and a step takes minutes
+    for repeat in range(-warm, repeats):  # the first ones warm up: memory is touched, weights are paged in
         for side, worker in sides.items():
-            if side.startswith("TRL") and not -1 <= repeat <= 1 or repeat == -WARM and backbone == "SmolVLM-256M":
+            if side.startswith("TRL") and not -1 <= repeat <= 1:
                 continue
             line = worker.run(USERS[backbone] if work == "rank" and side == "plain" else 1 if work == "rank" else steps)
             if repeat >= 0:
@@ -106,7 +112,7 @@ def compare(backbone: str, work: str, args: argparse.Namespace, scratch: Path) -
             case[side]["times_as_long"] = statistics.median(rates)
             case[side]["least_and_most"] = [min(rates), max(rates)]
     if work != "rank":
-        case["largest_difference_of_logps"] = same_logps(common)
+        case["largest_difference_of_logps"] = same_logps(common, 1 if backbone == "SmolVLM-256M" else 2)
         if work != "sft":
             once_counted_in(case, data)
     return case
@@ -122,13 +128,13 @@ def once_counted_in(case: dict, data: Path) -> None:
         case[f"times_as_long_over_{epochs}_epochs"] = case["plain"]["times_as_long"] * step / (step + once)
 
 
-def same_logps(common: list) -> float:
-    """The largest difference, in nats, of the two sides' log-probabilities of a response in two steps, without noise
-    and dropout: in the second the weights have been updated with each side's own gradient."""
+def same_logps(common: list, steps: int) -> float:
+    """The largest difference, in nats, of the two sides' log-probabilities of a response, without noise and dropout.
+    After the first step the weights have been updated with each side's own gradient."""
     sides = []
     for side in ("ours", "plain"):
         worker = Worker(HERE / "bench_worker.py", "--side", side, *common, "--exact")
-        sides.append([logp for step in worker.run(2)["logps"] for logp in step])
+        sides.append([logp for step in worker.run(steps)["logps"] for logp in step])
         worker.end()
     return max(abs(a - b) for a, b in zip(*sides))
 
@@ -211,8 +217,8 @@ def threads() -> int:
 
 def table(cases: list[dict], brief: bool = False) -> str:
     header = [
-        "backbone", "work", "ours, a second", "plain, a second", "plain takes", "over 1 / 5 epochs", "step memory, ours",
-        "plain", "model / data / rest", "of matrix product", "log-probs differ by",
+        "backbone", "work", "ours, a second", "plain, a second", "plain takes", "over 1 / 5 epochs",
+        "step memory, ours", "plain", "model / data / rest", "of matrix product", "log-probs differ by",
     ]  # fmt: skip
     rows = []
     for c in cases:
@@ -229,12 +235,22 @@ def table(cases: list[dict], brief: bool = False) -> str:
             f"{c['largest_difference_of_logps']:.0e}" if "largest_difference_of_logps" in c else "–",
         ])  # fmt: skip
     text = markdown(header, rows)
-    trl = [[c["backbone"], side, f"{c[side]['rate']:.3g}", f"{c[side]['times_as_long']:.1f}×", f"{c[side]['peak_mib']:.0f} MiB",
-            f"{c['ours']['peak_mib']:.0f} MiB"] for c in cases for side in c if side.startswith("TRL")]  # fmt: skip
+    trl = [
+        [
+            c["backbone"], side, f"{c[side]['rate']:.3g}", f"{c[side]['times_as_long']:.1f}×",
+            f"{c[side]['peak_mib']:.0f} MiB", f"{c['ours']['peak_mib']:.0f} MiB",
+        ]
+        for c in cases for side in c if side.startswith("TRL")
+    ]  # fmt: skip
     if trl:
         head = ["backbone", "side", "pairs a second", "takes, against ours", "peak memory", "ours"]
         text += "\n\n" + markdown(head, trl)
     return text
+
+
+def read(name: str) -> dict:
+    path = HERE / "results" / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {"cases": [], "growth": []}
 
 
 def write(results: dict, name: str) -> None:

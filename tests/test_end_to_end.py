@@ -8,6 +8,7 @@ import shutil
 import sys
 
 import pytest
+import torch
 
 from hanorec.training import clear_errors
 
@@ -140,6 +141,15 @@ def test_evaluation_puts_everything_in_one_table(script, runs):
     assert script("evaluate", "--runs", runs / "sft", "--candidates", 8, "--split", "cold", "--users", 5)[0] == 0
 
 
+def test_the_whole_catalogue_is_ranked(script, runs):
+    status, out, errors = script("evaluate", "--runs", runs / "sft", "--candidates", "all", "--users", 12)
+    assert status == 0, errors
+    measures = json.loads((runs / "sft" / "evaluation-test-next-all.json").read_text())["measures"]
+    assert set(measures[str(runs / "sft")]) == {f"{name}@{k}" for name in ("HR", "NDCG") for k in (10, 20, 50)}
+    assert 0 < measures["random"]["HR@10"][0] < 0.15 and "oracle: words and images" in measures
+    assert (runs / "cache").is_dir()
+
+
 @pytest.mark.parametrize("task", ["top3", "yesno"])
 def test_the_other_tasks_run_from_end_to_end(script, toy_folder, runs, task):
     assert sft(script, toy_folder, runs, task, "--task", task)[0] == 0
@@ -159,6 +169,19 @@ def test_a_larger_backbone_gets_lora_and_is_read_back(script, toy_folder, runs):
     assert status == 0, errors
     assert json.loads((runs / "lora-hanorec" / "config.json").read_text())["list_candidates"] is True
     assert script("evaluate", "--runs", runs / "lora", runs / "lora-hanorec", "--candidates", 8, "--users", 5)[0] == 0
+    status, _, errors = script("evaluate", "--runs", runs / "lora", "--candidates", "all")
+    assert status == 2 and "the prompts of" in errors and "list the candidates" in errors
+
+
+def test_with_fresh_negatives_every_epoch_has_rejected_responses_of_its_own():
+    from train_dpo import split_by_epoch
+
+    responses = [["y0", "a", "b", "c", "d"], ["y1", "e", "f", "g", "h"]]
+    reference, hardness = torch.arange(10.0).view(2, 5), torch.arange(8.0).view(2, 4)
+    first, second = split_by_epoch(2, responses, reference, hardness)
+    assert first[0] == [["y0", "a", "b"], ["y1", "e", "f"]] and second[0] == [["y0", "c", "d"], ["y1", "g", "h"]]
+    assert first[1].tolist() == [[0, 1, 2], [5, 6, 7]] and second[1].tolist() == [[0, 3, 4], [5, 8, 9]]
+    assert first[2].tolist() == [[0, 1], [4, 5]] and second[2].tolist() == [[2, 3], [6, 7]]
 
 
 def test_options_can_come_from_a_file(script, toy_folder, runs):
@@ -185,6 +208,9 @@ def test_what_a_user_can_mend_is_one_line_and_exit_status_2(script, toy_folder, 
     fails(sft(script, toy_folder, tmp_path, "d", "--batch-size", 0), "--batch-size 0: must be at least 1")
     fails(script("train_sft", "--epoch-count", 3), "unknown: --epoch-count 3")
     fails(script("evaluate", "--runs", runs / "sft", "--modality", "loud"), "--modality loud: not among full, blank")
+    fails(script("evaluate", "--runs", runs / "sft", "--candidates", "some"), "--candidates some: must be a number")
+    fails(script("evaluate", "--runs", runs / "sft", "--candidates", "all", "--task", "top3"), "the task is top3")
+    fails(dpo(script, runs, "g", "--task", "yesno", "--fresh-negatives"), "--fresh-negatives: ")
     fails(script("train_dpo", "--sft", tmp_path, "--output", tmp_path / "e"), "not a run's folder")
     fails(script("evaluate", "--runs", runs / "hanorec", toy_folder), "not a run's folder")
     assert not list(tmp_path.iterdir())  # nothing half-written

@@ -84,6 +84,18 @@ def test_logit_noise_is_gaussian_of_the_given_std_on_every_token_of_every_positi
     assert logp.std().item() == pytest.approx(std, rel=0.02)
 
 
+def test_log_probabilities_keep_no_second_copy_of_the_logits():
+    """What autograd keeps for the backward: the logits themselves (with noise, the noisy ones) and small things."""
+    for std in 0.0, 0.1:
+        logits = torch.randn(4, 6, 500, generator=seeded(), requires_grad=True)
+        kept = {}
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, k=kept: k.setdefault(t.data_ptr(), t), lambda t: t):
+            logp = L.response_logps(logits, torch.randint(500, (4, 6), generator=seeded()), noise_std=std)
+        assert sum(t.numel() >= logits.numel() for t in kept.values()) == 1
+        logp.sum().backward()
+        assert_close(logits.grad.sum(-1), torch.zeros(4, 6), atol=1e-5, rtol=0)  # softmax less one label sums to 0
+
+
 def test_logit_noise_follows_its_generator_and_falls_on_responses_only():
     logits, labels = torch.randn(2, 3, 7, generator=seeded()), T([[1, 2, 3], [4, 5, 6]])
     one, same, other = (L.response_logps(logits, labels, noise_std=0.1, generator=seeded(s)) for s in (1, 1, 2))

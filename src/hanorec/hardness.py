@@ -47,13 +47,17 @@ def nearest(embeddings: Tensor, k: int, *, block: int = 1024) -> tuple[Tensor, T
     """
     if not 1 <= k < len(embeddings):
         raise DataError(f"{k} neighbours asked for, but an item has {len(embeddings) - 1} others")
-    found = []
+    values = embeddings.new_empty(len(embeddings), k)
+    indices = torch.empty(len(embeddings), k, dtype=torch.long)
+    room = embeddings.new_empty(
+        min(block, len(embeddings)), len(embeddings)
+    )  # one for all blocks: fresh memory is slow
     for start in range(0, len(embeddings), block):
-        similarities = embeddings[start : start + block] @ embeddings.T
-        rows = torch.arange(len(similarities))
-        similarities[rows, start + rows] = -torch.inf  # an item is no neighbour of its own
-        found.append(similarities.topk(k, dim=1))
-    return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+        rows = slice(start, min(start + block, len(embeddings)))
+        similarities = torch.mm(embeddings[rows], embeddings.T, out=room[: rows.stop - start])
+        similarities.diagonal(start).fill_(-torch.inf)  # an item is no neighbour of its own
+        torch.topk(similarities, k, dim=1, out=(values[rows], indices[rows]))
+    return values, indices
 
 
 def item_neighbours(

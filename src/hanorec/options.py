@@ -210,6 +210,8 @@ def complete(options: DPOOptions, sft: dict) -> None:
     for name in TAKEN_OVER:
         if getattr(options, name) is None:
             setattr(options, name, sft[name])
+    if options.fresh_negatives and options.task == "yesno":
+        raise DataError("--fresh-negatives: the rejected answer of a yes/no pair is always the other answer")
     if options.noise is None:
         options.noise = "logits" if options.loss == "hanorec" else "none"
     if options.temperature is None:
