@@ -28,7 +28,8 @@ import torch
 from tqdm import tqdm
 
 from hanorec import tiny
-from hanorec.backbone import ImageEncoder, load_backbone
+from hanorec.backbone import load_backbone
+from hanorec.images import ImageEncoder
 from hanorec.prompts import HISTORY, QUESTIONS
 from hanorec.scoring import Prompt, score
 from hanorec.toy import NAMES, STYLES, THEMES, draw
@@ -114,7 +115,7 @@ def pretrain_vision(encoder: ImageEncoder, styles: list[str], minutes: float, rn
     """Train vision tower and connector so that an image's mean feature points at the embedding of its style's
     word, among all styles. Drawings are mirrored, turned and recoloured. Returns the last accuracies' mean."""
     model, backbone = encoder.backbone.model, encoder.backbone
-    pixels = torch.cat([p["pixel_values"] for p in encoder.pixels])
+    pixels = torch.cat([p["pixel_values"] for p in encoder.held])
     labels = torch.tensor([STYLES.index(style) for style in styles])
     words = torch.tensor([[backbone.tokens(text)[0] for text in (style, f" {style}")] for style in STYLES])
     parameters = [*model.model.vision_model.parameters(), *model.model.connector.parameters()]
@@ -179,8 +180,7 @@ def main() -> None:
     while (spent := (time.time() - begun) / seconds) < 1:
         if step % 400 == 0:  # fresh drawings
             styles = [STYLES[i % len(STYLES)] for i in range(args.pool)]
-            encoder = ImageEncoder(backbone, [draw(style, rng) for style in styles], progress=False)
-            encoder.freeze()
+            encoder = ImageEncoder(backbone, [draw(style, rng) for style in styles], frozen=True, progress=False)
             captions = Captions(encoder, styles, rng)
         warm = min(1, (step + 1) / 200)
         for group in optimizer.param_groups:

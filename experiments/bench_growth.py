@@ -30,6 +30,7 @@ from hanorec.preferences import Example
 from hanorec.prompts import Prompts
 from hanorec.ranking import Everything, ask_model
 from hanorec.scoring import score
+from hanorec.training import epoch_order
 
 HISTORIES = (5, 10, 20, 50)
 CANDIDATES = (20, 100, 300, 1000)
@@ -50,6 +51,8 @@ def main() -> None:
         examples = split_examples(data, "test", "next", users=16)
         shown = ImageEncoder(backbone, images, frozen=True, progress=False)
         growths = [
+            padding(data, shown),
+            one_pass(shown, data.catalog.titles, examples),
             candidates_growth(shown, examples, max(CANDIDATES), rng),
             ranking_growth(backbone, images, examples, args.catalogues, rng),
             neighbours_growth(args.catalogues),
@@ -82,6 +85,38 @@ def made_up_titles(number: int, rng: np.random.Generator) -> list[str]:
     syllables = ["ba", "ko", "mi", "ter", "lan", "su", "vor", "ne", "dri", "pol", "ga", "res"]
     words = ["".join(rng.choice(syllables, 2)).capitalize() for _ in range(2000)]
     return [" ".join(words[k] for k in rng.integers(0, len(words), 3)) for _ in range(number)]
+
+
+def padding(data, encoder: ImageEncoder) -> dict:
+    """What padding adds to the tokens of SFT's batches of 16 windows."""
+    examples = split_examples(data, "train", "next", every=True)
+    prompts = Prompts(encoder, data.catalog.titles, "next", list_candidates=False)
+    lengths = np.array([prompts.length(e, [prompts.chosen(e)]) for e in examples])
+    shuffled = np.random.default_rng(0).permutation(len(lengths))
+    ways = {
+        "shuffled": [shuffled[at : at + 16] for at in range(0, len(shuffled), 16)],
+        "similar lengths together": epoch_order(lengths, 16, seed=0, epoch=0),
+    }
+    rows = [
+        [way, f"{sum(len(b) * lengths[b].max() for b in found) / lengths.sum() - 1:.1%}"] for way, found in ways.items()
+    ]
+    return {"title": "Padding in batches of 16", "header": ["batches", "padding"], "rows": rows}
+
+
+@torch.no_grad()
+def one_pass(encoder: ImageEncoder, titles: tuple[str, ...], examples: list[Example]) -> dict:
+    """Would reference and policy in one forward over twice the prompts be cheaper than in two?"""
+    prompts = Prompts(encoder, titles, "next", list_candidates=False)
+    asked = [prompts.prompt(example) for example in examples]
+    answers = [[prompts.chosen(example), *prompts.rejected(example)] for example in examples]
+    two = timed(lambda: [score(encoder, asked, answers) for _ in range(2)], 7)
+    one = timed(lambda: score(encoder, asked + asked, answers + answers), 7)
+    rows = [["two forwards of 16 prompts", f"{1000 * two:.0f}"], ["one forward of 32", f"{1000 * one:.0f}"]]
+    return {
+        "title": "Reference and policy in one pass over the weights",
+        "header": ["way", "milliseconds"],
+        "rows": rows,
+    }
 
 
 def history_growth(encoder: ImageEncoder, titles: tuple[str, ...], examples: list[Example], rng) -> dict:

@@ -35,7 +35,7 @@ BATCH = {"tiny": 16, "11.6M": 16, "135M": 4, "SmolVLM-256M": 2}  # prompts a ste
 STEPS = {"tiny": 4, "11.6M": 2, "135M": 1, "SmolVLM-256M": 1}  # a repetition
 REPEATS = {"tiny": 7, "11.6M": 5, "135M": 3, "SmolVLM-256M": 1}
 USERS = {"tiny": 8, "11.6M": 4, "135M": 1, "SmolVLM-256M": 1}  # a repetition of the plain ranking
-PROMPTS = {"tiny": 16, "11.6M": 8, "135M": 16, "SmolVLM-256M": 3}  # different prompts, in batches
+PROMPTS = {"tiny": 16, "11.6M": 8, "135M": 8, "SmolVLM-256M": 3}  # different prompts, in batches
 WARM = 2  # repetitions that do not count
 EPOCHS = 5  # the paper's; what is done once a run is spread over so many
 
@@ -84,33 +84,35 @@ def compare(backbone: str, work: str, args: argparse.Namespace, scratch: Path) -
     repeats = args.repeats or REPEATS[backbone]
     pairs = batch * PROMPTS[backbone]
     common = ["--work", work, "--backbone", checkpoint, "--data", data, "--batch-size", batch, "--pairs", pairs]
-    sides = {side: Worker(HERE / "bench_worker.py", "--side", side, *common) for side in ("ours", "plain")}
+    others = {"plain": (HERE / "bench_worker.py", "--side", "plain", *common)}
     if work == "hanorec" and args.trl_python:
         trl_pairs(data, pairs, scratch / "pairs.json")
-        for name, more in (("TRL", []), ("TRL, head cut", ["--head-cut"])):
-            sides[name] = Worker(
-                HERE / "trl_dpo.py", "--checkpoint", checkpoint, "--pairs", scratch / "pairs.json",
-                "--batch-size", batch, *more, python=args.trl_python,
-            )  # fmt: skip
-    runs = {side: [] for side in sides}
+        trl = (
+            HERE / "trl_dpo.py",
+            "--checkpoint",
+            checkpoint,
+            "--pairs",
+            scratch / "pairs.json",
+            "--batch-size",
+            batch,
+        )
+        others |= {"TRL": trl, "TRL, head cut": (*trl, "--head-cut")}
     warm = 0 if backbone == "SmolVLM-256M" else WARM  # its ratios are far above the noise, and a step takes minutes
-    for repeat in range(-warm, repeats):  # the first ones warm up: memory is touched, weights are paged in
-        for side, worker in sides.items():
-            if side.startswith("TRL") and not -1 <= repeat <= 1:
-                continue
-            line = worker.run(USERS[backbone] if work == "rank" and side == "plain" else 1 if work == "rank" else steps)
-            if repeat >= 0:
-                runs[side].append(line)
     case = {"backbone": backbone, "work": work, "batch": batch, "repeats": repeats, "threads": threads()}
-    case |= {side: summarize(lines, sides[side].facts) for side, lines in runs.items()}
-    for worker in sides.values():
-        worker.end()
-    for side in sides:
-        if side != "ours":
-            rates = [(theirs["seconds"] / theirs["done"]) / (own["seconds"] / own["done"])
-                     for own, theirs in zip(runs["ours"], runs[side])]  # fmt: skip
-            case[side]["times_as_long"] = statistics.median(rates)
-            case[side]["least_and_most"] = [min(rates), max(rates)]
+    for other, command in others.items():  # two at a time: more do not fit in memory
+        python = args.trl_python if other.startswith("TRL") else sys.executable
+        own, theirs = Worker(HERE / "bench_worker.py", "--side", "ours", *common), Worker(*command, python=python)
+        turns = []
+        for _ in range(warm + repeats):  # the first ones warm up: memory is touched, weights are paged in
+            many = USERS[backbone] if work == "rank" else steps
+            turns.append((own.run(1 if work == "rank" else steps), theirs.run(many)))
+        own.end()
+        theirs.end()
+        ours, their = zip(*turns[warm:])
+        case.setdefault("ours", summarize(ours, own.facts))
+        case[other] = summarize(their, theirs.facts)
+        ratios = [(b["seconds"] / b["done"]) / (a["seconds"] / a["done"]) for a, b in zip(ours, their)]
+        case[other] |= {"times_as_long": statistics.median(ratios), "least_and_most": [min(ratios), max(ratios)]}
     if work != "rank":
         case["largest_difference_of_logps"] = same_logps(common, 1 if backbone == "SmolVLM-256M" else 2)
         if work != "sft":
@@ -180,8 +182,7 @@ class Worker:
     def run(self, steps: int) -> dict:
         self.process.stdin.write(f"run {steps}\n")
         self.process.stdin.flush()
-        answer = self._answer()
-        return answer | {"done": answer.get("done", answer.get("pairs"))}
+        return self._answer()
 
     def end(self) -> None:
         self.process.stdin.close()

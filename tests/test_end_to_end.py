@@ -84,6 +84,13 @@ def test_two_runs_with_one_seed_give_identical_metrics(script, toy_folder, runs)
     assert log(runs / "hanorec-other") != log(runs / "hanorec")
 
 
+def test_a_split_step_computes_what_a_whole_one_does(script, toy_folder, runs):
+    status, _, errors = sft(script, toy_folder, runs, "sft-split", "--forward-tokens", 150)
+    assert status == 0, errors
+    for whole, split in zip(log(runs / "sft"), log(runs / "sft-split")):
+        assert split == pytest.approx(whole, rel=2e-3) if "loss" in whole else True
+
+
 def test_the_first_dpo_step_starts_at_the_reference(script, runs):
     """A fresh adapter changes nothing, so without noise Δ = 0 and the loss is log 2, whatever β is."""
     status, _, errors = dpo(script, runs, "dpo", "--loss", "dpo", "--lora-dropout", 0)

@@ -6,8 +6,12 @@ import pytest
 import torch
 
 from hanorec.backbone import add_lora
+from hanorec.dataset import split_examples
+from hanorec.hardness import embed_items, nearest, pair_hardness
+from hanorec.losses import hanorec_loss
+from hanorec.prompts import Prompts
 from hanorec.scoring import Prompt, batches, pack, score
-from hanorec.session import encoder_for
+from hanorec.session import encoder_for, reference_logps
 
 
 def plain_logp(encoder, prompt: Prompt, response: list[int]) -> torch.Tensor:
@@ -23,7 +27,8 @@ def plain_logp(encoder, prompt: Prompt, response: list[int]) -> torch.Tensor:
 
 @pytest.fixture
 def batch(encoder):
-    """Three prompts of 2, 1 and 0 images and unequal lengths, with 1, 3 and 2 responses of unequal lengths."""
+    """Three prompts of 2, 1 and 0 images and unequal lengths, with 1, 3 and 2 responses of unequal lengths, two of
+    which begin alike."""
     word = encoder.backbone.tokens
     prompts = [
         Prompt(word("Comet") + encoder.block(0) + word(" and ") + encoder.block(7) + word("?"), [0, 7]),
@@ -32,7 +37,7 @@ def batch(encoder):
     ]
     responses = [
         [word("Orbit Bara")],
-        [word("a"), word("Comet Dara, longer"), word("Tide")],
+        [word("a"), word("Comet Dara, longer"), word("Comet Dara Tide")],
         [word("Yes"), word("No no")],
     ]
     return prompts, responses
@@ -65,6 +70,40 @@ def test_packed_lora_gradients_equal_the_plain_forward(encoder, batch):
     )
     assert plain.norm() > 0
     assert (packed - plain).norm() / plain.norm() < 1e-3
+
+
+def test_a_hanorec_step_equals_the_plain_way(encoder, data):
+    """Features encoded once, reference scored once, prompts read once against four plain forwards a pair with live
+    images: the same losses, β and gradients, noise and dropout off."""
+    examples = split_examples(data, "train", "next", users=6, candidates=6)
+    once = encoder_for(encoder.backbone, data.catalog, frozen=True)
+    prompts = Prompts(once, data.catalog.titles, "next", list_candidates=False)
+    asked = [prompts.prompt(example) for example in examples]
+    answers = [[prompts.chosen(example), *prompts.rejected(example)] for example in examples]
+    similarities, _ = nearest(embed_items(once, data.catalog.titles), 5)
+    hardness = pair_hardness(similarities, examples, temperature=0.05)[:, 0]
+
+    reference = reference_logps(prompts, examples, answers, "weights", forward_tokens=300)
+    plain_reference = torch.stack([plain_logp(encoder, p, a).detach() for p, both in zip(asked, answers) for a in both])
+    torch.manual_seed(1)
+    model = encoder.backbone.model = add_lora(encoder.backbone.model, dropout=0.0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+
+    def step(policy, reference):
+        model.zero_grad()
+        output = hanorec_loss(*policy.view(-1, 2).T, *reference.view(-1, 2).T, hardness)
+        output.loss.backward()
+        return output, torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+
+    fast, gradient = step(score(once, asked, answers), reference)
+    plain = torch.stack([plain_logp(encoder, p, a) for p, both in zip(asked, answers) for a in both])
+    slow, plain_gradient = step(plain, plain_reference)
+    torch.testing.assert_close(fast.losses, slow.losses, atol=1e-4, rtol=0)
+    torch.testing.assert_close(fast.beta, slow.beta, atol=1e-4, rtol=0)
+    assert fast.beta.std() > 1e-3 and plain_gradient.norm() > 0
+    assert (gradient - plain_gradient).norm() / plain_gradient.norm() < 1e-3
 
 
 def test_features_computed_once_equal_features_computed_live(encoder, data, batch):
