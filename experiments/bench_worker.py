@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,10 +43,15 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, required=True)
     parser.add_argument("--pairs", type=int, required=True, help="how many different prompts")
     parser.add_argument("--exact", action="store_true", help="no noise and no dropout, and tell the log-probabilities")
+    parser.add_argument("--profile", action="store_true", help="instead: where the time of a step goes, by operation")
     args = parser.parse_args()
     torch.manual_seed(0)
     state = set_up(args)
     work = rank if args.work == "rank" else train
+    if args.profile:
+        return print(profile(state, work))
+    for parameter in state.backbone.model.parameters():
+        parameter.sum()  # weights are mapped from their file: in memory, they belong to what is held before a step
     base = memory("VmRSS")
     say(ready=True, **state.facts)
     for line in sys.stdin:
@@ -64,6 +69,29 @@ def main() -> None:
         seconds = time.perf_counter() - begun
         say(done=done, seconds=seconds, spent=state.spent, logps=state.exact, base_mib=base, peak_mib=memory("VmHWM"),
             gemm=matrix_product_rate())  # fmt: skip
+
+
+def profile(state: SimpleNamespace, work: Callable) -> str:
+    """Shares of a step's time: matrix products (thin ones have a size of at most 16: LoRA's), attention, rest."""
+    state.spent = {"model": 0.0, "data": 0.0, "flops": 0.0}
+    for batch in state.batches[:3]:  # touches memory, pages weights in
+        work(state, batch)
+    with torch.profiler.profile(record_shapes=True) as recorded:
+        for batch in state.batches[:2]:
+            work(state, batch)
+    groups: dict[str, float] = {}
+    for event in recorded.key_averages(group_by_input_shape=True):
+        kind = "all else"
+        if event.key in ("aten::mm", "aten::addmm", "aten::bmm"):
+            sizes = [size for shape in event.input_shapes for size in shape]
+            kind = "thin matrix products" if min(sizes) <= 16 else "matrix products"
+        elif "attention" in event.key:
+            kind = "attention"
+        elif "_Dropped" in event.key or event.key in ("aten::random_", "aten::index_fill_"):
+            kind = "dropout"
+        groups[kind] = groups.get(kind, 0.0) + event.self_cpu_time_total
+    total = sum(groups.values())
+    return "\n".join(f"{time / total:6.1%}  {kind}" for kind, time in sorted(groups.items(), key=lambda pair: -pair[1]))
 
 
 def say(**values) -> None:

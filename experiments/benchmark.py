@@ -31,11 +31,11 @@ from hanorec.report import markdown
 
 HERE = Path(__file__).resolve().parent
 ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_MMAP_MAX_": "0"}  # for all sides: keep freed memory
-BATCH = {"tiny": 16, "11.6M": 16, "135M": 4, "SmolVLM-256M": 2}  # prompts a step
-STEPS = {"tiny": 4, "11.6M": 2, "135M": 1, "SmolVLM-256M": 1}  # a repetition
+BATCH = {"tiny": 16, "11.6M": 4, "135M": 4, "SmolVLM-256M": 2}  # prompts a step
+STEPS = {"tiny": 4, "11.6M": 8, "135M": 1, "SmolVLM-256M": 1}  # a repetition
 REPEATS = {"tiny": 7, "11.6M": 5, "135M": 3, "SmolVLM-256M": 1}
 USERS = {"tiny": 8, "11.6M": 4, "135M": 1, "SmolVLM-256M": 1}  # a repetition of the plain ranking
-PROMPTS = {"tiny": 16, "11.6M": 8, "135M": 8, "SmolVLM-256M": 3}  # different prompts, in batches
+PROMPTS = {"tiny": 16, "11.6M": 16, "135M": 8, "SmolVLM-256M": 3}  # different prompts, in batches
 WARM = 2  # repetitions that do not count
 EPOCHS = 5  # the paper's; what is done once a run is spread over so many
 
