@@ -51,12 +51,12 @@ def main() -> None:
         examples = split_examples(data, "test", "next", users=16)
         shown = ImageEncoder(backbone, images, frozen=True, progress=False)
         growths = [
+            hardness_growth(rng),  # first: what an earlier work has freed would hide what this one needs
+            neighbours_growth(args.catalogues),
             padding(data, shown),
             one_pass(shown, data.catalog.titles, examples),
             candidates_growth(shown, examples, max(CANDIDATES), rng),
             ranking_growth(backbone, images, examples, args.catalogues, rng),
-            neighbours_growth(args.catalogues),
-            hardness_growth(rng),
             history_growth(shown, data.catalog.titles, examples, rng),  # last: it adds an adapter
         ]
     print(json.dumps(growths))
