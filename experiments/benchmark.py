@@ -105,7 +105,8 @@ def compare(backbone: str, work: str, args: argparse.Namespace, scratch: Path) -
         turns = []
         for _ in range(warm + repeats):  # the first ones warm up: memory is touched, weights are paged in
             many = USERS[backbone] if work == "rank" else steps
-            turns.append((own.run(1 if work == "rank" else steps), theirs.run(many)))
+            # ours takes three steps at least: one alone is short, and slow after a minute of the other side's
+            turns.append((own.run(1 if work == "rank" else max(3, steps)), theirs.run(many)))
         own.end()
         theirs.end()
         ours, their = zip(*turns[warm:])
