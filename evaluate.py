@@ -26,8 +26,9 @@ from hanorec.preferences import Example
 from hanorec.prompts import Prompts
 from hanorec.ranking import Answers, Everything, ask_model, ask_scorer, measures, point_measures
 from hanorec.report import by_length_table, results_table, share_of_possible
+from hanorec.runs import read_config
 from hanorec.session import encoder_for, load_run
-from hanorec.training import clear_errors, read_config
+from hanorec.training import clear_errors
 
 FIRST_MEASURE = {"next": "HR@1", "top3": "HR@3", "yesno": "AUC"}
 
@@ -99,7 +100,8 @@ def model_answers(
 ) -> dict[str, Answers]:
     """A run's answers, once for each modality asked for."""
     backbone, config = load_run(run)
-    encoder = encoder_for(backbone, data.catalog, frozen=True, cache=cache_folder(options))
+    features = dict(cache=cache_folder(options), pixels=config["image_pixels"])
+    encoder = encoder_for(backbone, data.catalog, frozen=True, **features)
     answers = {}
     for modality in options.modality:
         encoder.look("full" if modality == "no-titles" else modality, rng(options.seed, "shuffled"))

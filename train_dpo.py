@@ -17,32 +17,23 @@ python train_dpo.py settings.yaml
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from hanorec.backbone import add_lora
+from hanorec import processes
 from hanorec.cache import weights_fingerprint
 from hanorec.dataset import open_dataset, split_examples
 from hanorec.hardness import item_neighbours, pair_hardness
+from hanorec.lora import add_lora, lora_options, ready_to_train
 from hanorec.losses import LossOutput, hanorec_loss, log_ratio_margin, perturbed_lora, policy_responsiveness
 from hanorec.options import DPOOptions, cache_folder, complete, example_options, parse
 from hanorec.preference_losses import RunningResponsiveness
 from hanorec.prompts import Prompts
+from hanorec.runs import check_output, open_run
 from hanorec.scoring import score
 from hanorec.session import encoder_for, load_sft, reference_logps, save_model, validation
-from hanorec.training import (
-    Run,
-    check_output,
-    clear_errors,
-    cosine_schedule,
-    open_run,
-    optimizer_for,
-    seed_everything,
-    total_steps,
-)
+from hanorec.training import Run, clear_errors, cosine_schedule, optimizer_for, seed_everything, total_steps
 
 
 def main() -> None:
@@ -53,7 +44,7 @@ def main() -> None:
     complete(options, sft)
     options.reference = weights_fingerprint(backbone.model.state_dict())
     data, cache = open_dataset(options.data), cache_folder(options)
-    encoder = encoder_for(backbone, data.catalog, frozen=True, cache=cache)
+    encoder = encoder_for(backbone, data.catalog, frozen=True, cache=cache, pixels=options.image_pixels)
     prompts = Prompts(encoder, data.catalog.titles, options.task, list_candidates=options.list_candidates)
 
     similarities, neighbours = item_neighbours(encoder, data.catalog, options.neighbours, options.reference, cache)
@@ -76,10 +67,8 @@ def main() -> None:
     )
 
     # The reference is the SFT model, adapter off; the policy is the same model with a fresh adapter.
-    backbone.model = add_lora(
-        backbone.model, rank=options.lora_rank, alpha=options.lora_alpha, dropout=options.lora_dropout
-    )
-    model = backbone.model.train()
+    backbone.model = add_lora(backbone.model, **lora_options(options))
+    model = ready_to_train(backbone.model, checkpointing=options.gradient_checkpointing)
     total = total_steps(len(examples), options)
     optimizer = optimizer_for(model, options.learning_rate, options.weight_decay)
     schedule = cosine_schedule(optimizer, total, options.warmup)
@@ -88,30 +77,44 @@ def main() -> None:
     else:
         responsiveness = policy_responsiveness if options.recipe == "paper" else RunningResponsiveness()
     open_run(options, "dpo")
+    lora_noise = options.noise_std if options.noise == "lora" else 0.0
     epochs = split_by_epoch(parts, responses, reference, hardness)
     lengths = [prompts.length(example, answers) for example, answers in zip(examples, epochs[0][0])]
-    with Run(options, model, optimizer, schedule, total=total, running=responsiveness) as run:
+    running = dict(running=responsiveness, compute=backbone.compute)
+    with Run(options, model, optimizer, schedule, total=total, **running) as run:
+
+        def log_probabilities(part: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            """log π_θ under noise and log π_ref of a part's pairs; asked again in the same step, the same again."""
+            run.seed(part)
+            policy = score(
+                encoder,
+                [prompts.prompt(examples[i]) for i in part],
+                [responses[i] for i in part],
+                noise_std=options.noise_std if options.noise == "logits" else 0.0,
+                generators=[run.generator(i) for i in part],
+            )
+            return by_pair(policy, reference[part].to(policy.device))
+
         for batch in run.steps([example.user for example in examples], lengths):
             responses, reference, hardness = epochs[run.epoch % parts]
-            optimizer.zero_grad()
-            outputs = []
-            for part in run.parts(batch):
-                with policy_noise(model, options, run.generator) as logit_noise:
-                    asked = [prompts.prompt(examples[i]) for i in part]
-                    answers = [responses[i] for i in part]
-                    policy = score(encoder, asked, answers, noise_std=logit_noise, generator=run.generator)
-                    logps = by_pair(policy, reference[part].to(policy.device))
-                    gaps = options.beta * log_ratio_margin(*logps)
-                    weight = hardness[part].flatten().to(policy.device)
-                    output = hanorec_loss(*logps, weight, beta=options.beta, responsiveness=responsiveness(gaps))
-                    (output.loss * len(part) / len(batch)).backward()
-                outputs.append(output)
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.max_grad_norm, error_if_nonfinite=True)
-            optimizer.step()
-            schedule.step()
-            run.log(**summary(outputs, hardness[batch]), gradient_norm=norm, learning_rate=schedule.get_last_lr()[0])
+            own, outputs, eta = run.parts(batch), [], None
+            with perturbed_lora(model, lora_noise, generator=run.generator()):
+                if len(own) != 1:  # Eq. 8 is over the whole batch: where that takes several forwards, look ahead
+                    with torch.no_grad():
+                        margins = [log_ratio_margin(*log_probabilities(part)) for part in own]
+                    eta = responsiveness(options.beta * processes.everyones(margins))
+                for part in own:
+                    logps = log_probabilities(part)
+                    if eta is None:
+                        eta = responsiveness(options.beta * processes.everyones([log_ratio_margin(*logps)]))
+                    weight = hardness[part].flatten().to(logps[0].device)
+                    output = hanorec_loss(*logps, weight, beta=options.beta, responsiveness=eta)
+                    run.backward(output.loss * len(part) / len(batch))
+                    outputs.append(output)
+            numbers = summary(outputs, hardness[batch])
+            run.log(**numbers, gradient_norm=run.update(), learning_rate=schedule.get_last_lr()[0])
             run.consider(lambda: validation(prompts, held_out, options.forward_tokens))
-        run.finish(lambda folder: save_model(backbone, folder))
+        run.finish(lambda folder: save_model(backbone, folder, merge=options.merge))
 
 
 def split_by_epoch(
@@ -128,13 +131,6 @@ def split_by_epoch(
     return found
 
 
-@contextmanager
-def policy_noise(model, options: DPOOptions, generator: torch.Generator) -> Iterator[float]:
-    """NoDO for one policy forward and backward: perturbs the LoRA weights, or says how much noise logits get."""
-    with perturbed_lora(model, options.noise_std if options.noise == "lora" else 0.0, generator=generator):
-        yield options.noise_std if options.noise == "logits" else 0.0
-
-
 def by_pair(policy: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Policy chosen, policy rejected, reference chosen, reference rejected: [pairs] each, from [examples, 1 + pairs]
     tables whose first column is the chosen response. A chosen response stands beside each of its rejected ones."""
@@ -144,11 +140,10 @@ def by_pair(policy: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Tensor, 
 
 
 def summary(outputs: list[LossOutput], hardness: Tensor) -> dict[str, float]:
-    """A step's line of the log. margin: β Δ, the difference of the rewards, in nats."""
-    beta, chosen, rejected, losses = (
-        torch.cat([getattr(o, name).detach() for o in outputs])
-        for name in ("beta", "chosen_rewards", "rejected_rewards", "losses")
-    )
+    """A step's line of the log, over all processes' pairs. margin: β Δ, the difference of the rewards, in nats."""
+    kept = ("losses", "beta", "chosen_rewards", "rejected_rewards")
+    own = [torch.stack([getattr(o, name).detach() for name in kept], dim=1).cpu() for o in outputs]
+    losses, beta, chosen, rejected = torch.tensor(processes.joined(torch.cat([torch.empty(0, 4), *own]).tolist())).T
     return {
         "loss": losses.mean(),
         "margin": (chosen - rejected).mean(),
@@ -160,7 +155,7 @@ def summary(outputs: list[LossOutput], hardness: Tensor) -> dict[str, float]:
         "beta_max": beta.max(),
         "hardness_mean": hardness.mean(),
         "hardness_std": hardness.std(correction=0),
-        "responsiveness": torch.stack([o.responsiveness for o in outputs]).mean(),
+        "responsiveness": processes.joined([float(o.responsiveness) for o in outputs])[0],
     }
 
 

@@ -12,23 +12,17 @@ from __future__ import annotations
 
 import torch
 
-from hanorec.backbone import add_lora, load_backbone
+from hanorec import processes
+from hanorec.backbone import load_backbone
 from hanorec.dataset import open_dataset, split_examples
 from hanorec.images import vision_trains
+from hanorec.lora import add_lora, lora_options, ready_to_train
 from hanorec.options import SFTOptions, cache_folder, example_options, parse
 from hanorec.prompts import Prompts
+from hanorec.runs import check_output, open_run
 from hanorec.scoring import score
 from hanorec.session import encoder_for, save_model, validation
-from hanorec.training import (
-    Run,
-    check_output,
-    clear_errors,
-    cosine_schedule,
-    open_run,
-    optimizer_for,
-    seed_everything,
-    total_steps,
-)
+from hanorec.training import Run, clear_errors, cosine_schedule, optimizer_for, seed_everything, total_steps
 
 
 def main() -> None:
@@ -40,40 +34,37 @@ def main() -> None:
         data, "train", every=options.windows == "every", users=options.train_users, **example_options(options)
     )
     held_out = split_examples(data, "val", users=options.validate_users, **example_options(options))
-    backbone = load_backbone(options.backbone, dtype=options.dtype)
+    backbone = load_backbone(
+        options.backbone, dtype=options.dtype, views=options.image_views, remote_code=options.remote_code
+    )
     if options.lora == "on" or (options.lora == "auto" and backbone.parameters > 20_000_000):
-        backbone.model = add_lora(
-            backbone.model, rank=options.lora_rank, alpha=options.lora_alpha, dropout=options.lora_dropout
-        )
-    elif options.dtype == "auto":
-        backbone.model.float()  # weights that train themselves need the precision
-    encoder = encoder_for(backbone, data.catalog, frozen=not vision_trains(backbone.model), cache=cache_folder(options))
+        backbone.model = add_lora(backbone.model, **lora_options(options))
+    features = dict(cache=cache_folder(options), pixels=options.image_pixels)
+    encoder = encoder_for(backbone, data.catalog, frozen=not vision_trains(backbone.model), **features)
     prompts = Prompts(encoder, data.catalog.titles, options.task, list_candidates=options.list_candidates)
 
     responses = [[prompts.chosen(example)] for example in examples]
 
-    model = backbone.model.train()
+    model = ready_to_train(backbone.model, checkpointing=options.gradient_checkpointing)
     total = total_steps(len(examples), options)
     optimizer = optimizer_for(model, options.learning_rate, options.weight_decay)
     schedule = cosine_schedule(optimizer, total, options.warmup)
     open_run(options, "sft")
-    with Run(options, model, optimizer, schedule, total=total) as run:
+    with Run(options, model, optimizer, schedule, total=total, compute=backbone.compute) as run:
         lengths = [prompts.length(example, answers) for example, answers in zip(examples, responses)]
         for batch in run.steps([example.user for example in examples], lengths):
-            optimizer.zero_grad()
-            tokens, loss = sum(len(responses[i][0]) for i in batch), 0.0
+            tokens, loss = sum(len(responses[i][0]) for i in batch), torch.zeros((), device=backbone.device)
             for part in run.parts(batch):
+                run.seed(part)
                 asked = [prompts.prompt(examples[i]) for i in part]
                 logps = score(encoder, asked, [responses[i] for i in part])
                 part_loss = -logps.sum() / tokens  # nats a token, over the whole step
-                part_loss.backward()
-                loss += part_loss.item()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.max_grad_norm, error_if_nonfinite=True)
-            optimizer.step()
-            schedule.step()
-            run.log(loss=loss, gradient_norm=norm, learning_rate=schedule.get_last_lr()[0])
+                run.backward(part_loss)
+                loss += part_loss.detach()
+            processes.summed([loss])
+            run.log(loss=loss, gradient_norm=run.update(), learning_rate=schedule.get_last_lr()[0])
             run.consider(lambda: validation(prompts, held_out, options.forward_tokens))
-        run.finish(lambda folder: save_model(backbone, folder))
+        run.finish(lambda folder: save_model(backbone, folder, merge=options.merge))
 
 
 if __name__ == "__main__":

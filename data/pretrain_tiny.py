@@ -30,8 +30,9 @@ from tqdm import tqdm
 from hanorec import tiny
 from hanorec.backbone import load_backbone
 from hanorec.images import ImageEncoder
+from hanorec.packing import Prompt
 from hanorec.prompts import HISTORY, QUESTIONS
-from hanorec.scoring import Prompt, score
+from hanorec.scoring import score
 from hanorec.toy import NAMES, STYLES, THEMES, draw
 
 DESCRIBE = "What is it?"

@@ -20,11 +20,12 @@ import torch
 from bench_models import catalogue
 from bench_worker import memory
 
-from hanorec.backbone import add_lora, load_backbone
+from hanorec.backbone import load_backbone
 from hanorec.catalog import read_catalog
 from hanorec.dataset import open_dataset, split_examples
 from hanorec.hardness import nearest
 from hanorec.images import ImageEncoder
+from hanorec.lora import add_lora
 from hanorec.losses import hardness_weight, neighbourhood_distance
 from hanorec.preferences import Example
 from hanorec.prompts import Prompts

@@ -21,14 +21,16 @@ from types import SimpleNamespace
 import torch
 
 from hanorec import scoring
-from hanorec.backbone import add_lora, load_backbone
+from hanorec.backbone import load_backbone
 from hanorec.catalog import load_image
 from hanorec.dataset import open_dataset, split_examples
 from hanorec.hardness import embed_items, nearest, pair_hardness
 from hanorec.images import ImageEncoder
+from hanorec.lora import add_lora
 from hanorec.losses import hanorec_loss, response_logps
+from hanorec.packing import Packed, pack
 from hanorec.prompts import Prompts
-from hanorec.scoring import batches, pack, score
+from hanorec.scoring import batches, score
 from hanorec.training import epoch_order, optimizer_for
 
 BETA, NOISE = 0.1, 0.1
@@ -223,7 +225,7 @@ def ours(state, batch: list[int], noise: float) -> torch.Tensor:
     return logps
 
 
-def flops(model: torch.nn.Module, packed: scoring.Packed) -> float:
+def flops(model: torch.nn.Module, packed: Packed) -> float:
     """Of a forward and backward of the language model: 2 an element of a frozen matrix and token forward and 2 for
     the input's gradient; 2 + 2 + 2 for one that trains; attention over visible keys alone; the head where a token
     is predicted. Padding does not count, nor does what is computed twice or in vain."""

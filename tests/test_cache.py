@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from hanorec.backbone import add_lora, load_backbone
+from hanorec.backbone import load_backbone
 from hanorec.cache import cached
 from hanorec.catalog import read_catalog
 from hanorec.dataset import split_examples
 from hanorec.images import ImageEncoder
+from hanorec.lora import add_lora
 from hanorec.prompts import Prompts
 from hanorec.scoring import score
 from hanorec.session import encoder_for, reference_logps
@@ -39,7 +40,7 @@ def backbone(random_backbone, tmp_path):
 def encoded(backbone, folder, cache, monkeypatch) -> int:
     """How many images go through the vision tower when the catalogue is opened."""
     count, encode = [], ImageEncoder._encode
-    monkeypatch.setattr(ImageEncoder, "_encode", lambda self, some: count.extend(some) or encode(self, some))
+    monkeypatch.setattr(ImageEncoder, "_encode", lambda self, *some: count.extend(some[0]) or encode(self, *some))
     encoder_for(backbone() if callable(backbone) else backbone, read_catalog(folder), frozen=True, cache=cache)
     monkeypatch.setattr(ImageEncoder, "_encode", encode)
     return len(count)
@@ -111,7 +112,7 @@ def test_shards_split_the_catalogue_and_change_one_by_one(backbone, folder, tmp_
     shards = list((tmp_path / "c").glob("images-*"))
     assert len(shards) == -(-items // 20)
     with safe_open(shards[0], framework="pt") as file:
-        assert len(file.get_tensor("tokens")) <= 20
+        assert len(file.get_tensor("block_lengths")) <= 20
     Image.new("RGB", (40, 40)).save(read_catalog(folder).images[25])
     assert encoded(backbone, folder, tmp_path / "c", monkeypatch) == 20
 
@@ -124,7 +125,7 @@ def test_items_without_an_image_or_with_a_broken_one_have_no_block(backbone, fol
         with pytest.warns(UserWarning, match="1 of .* items are treated as without image"):
             encoder = encoder_for(backbone(), read_catalog(folder), frozen=True, cache=tmp_path / "c")
         assert not encoder.block(1) and not encoder.block(2) and encoder.block(0) and encoder.block(3)
-        assert encoder.features([0, 3]).shape[0] == 2 * len(encoder.held[0])
+        assert torch.cat(encoder.each([0, 3])).shape[0] == 2 * len(encoder.held[0])
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ import sys
 import pytest
 import torch
 
+from hanorec.backbone import load_backbone
+from hanorec.session import load_run
 from hanorec.training import clear_errors
 
 FEW = [
@@ -180,6 +182,30 @@ def test_a_larger_backbone_gets_lora_and_is_read_back(script, toy_folder, runs):
     assert status == 2 and "the prompts of" in errors and "list the candidates" in errors
 
 
+def test_a_merged_model_is_a_plain_checkpoint_that_scores_the_same(script, toy_folder, runs):
+    assert (
+        sft(script, toy_folder, runs, "to-merge", "--lora", "on", "--merge", "--lora-targets", "q_proj,v_proj")[0] == 0
+    )
+    assert dpo(script, runs, "merged-hanorec", "--merge", "--gradient-checkpointing", sft="to-merge")[0] == 0
+    for name in ("to-merge", "merged-hanorec"):
+        backbone, _ = load_run(runs / name)
+        merged = load_backbone(str(runs / name / "merged"), device=backbone.device)
+        ids = torch.tensor([backbone.tokens("Comet of the tide")])
+        with torch.no_grad():
+            here, there = backbone.model(input_ids=ids).logits, merged.model(input_ids=ids).logits
+        torch.testing.assert_close(here, there, atol=1e-4, rtol=1e-4)
+
+
+def test_half_precision_runs_from_end_to_end(script, toy_folder, runs):
+    few = ["--max-steps", 2, "--train-users", 8, "--validate-users", 2, "--overwrite"]
+    for dtype in ("bfloat16", "float16"):
+        status, _, errors = sft(script, toy_folder, runs, f"{dtype}-sft", "--dtype", dtype, *few)
+        assert status == 0, errors
+        status, _, errors = dpo(script, runs, f"{dtype}-dpo", "--dtype", dtype, *few, sft=f"{dtype}-sft")
+        assert status == 0, errors
+        assert all(abs(line["loss"]) < 20 for line in log(runs / f"{dtype}-dpo") if "loss" in line)
+
+
 def test_with_fresh_negatives_every_epoch_has_rejected_responses_of_its_own():
     from train_dpo import split_by_epoch
 
@@ -212,6 +238,9 @@ def test_what_a_user_can_mend_is_one_line_and_exit_status_2(script, toy_folder, 
     fails(sft(script, toy_folder, runs), "exists and is not empty")
     fails(sft(script, toy_folder, tmp_path, "b", "--candidates", 9999), "--candidates 9999")
     fails(sft(script, toy_folder, tmp_path, "c", "--backbone", tmp_path), "no model checkpoint")
+    fails(sft(script, toy_folder, tmp_path, "c", "--backbone", "nobody/nothing"), "the Hugging Face hub")
+    fails(sft(script, toy_folder, tmp_path, "c", "--backbone", "no/such/thing"), "neither a folder nor a checkpoint")
+    fails(sft(script, toy_folder, tmp_path, "c", "--lora", "on", "--lora-targets", "nose"), "--lora-targets nose")
     fails(sft(script, toy_folder, tmp_path, "d", "--batch-size", 0), "--batch-size 0: must be at least 1")
     fails(script("train_sft", "--epoch-count", 3), "unknown: --epoch-count 3")
     fails(script("evaluate", "--runs", runs / "sft", "--modality", "loud"), "--modality loud: not among full, blank")

@@ -1,11 +1,15 @@
-"""LoRA on a backbone, and the dropout before it."""
+"""What trains: LoRA on chosen layers, the dropout before it, noise in it, precision, activations computed again."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from hanorec.backbone import Dropout, add_lora
+from hanorec.catalog import DataError
+from hanorec.lora import Dropout, add_lora, ready_to_train
+from hanorec.losses import perturbed_lora
+from hanorec.packing import Prompt
+from hanorec.scoring import score
 
 
 def test_dropout_zeroes_a_share_p_independently_and_scales_the_rest():
@@ -47,3 +51,72 @@ def test_lora_trains_the_language_model_alone(encoder):
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     assert trained and all("text_model" in name and "lora_" in name for name in trained)
     assert {type(m) for name, m in model.named_modules() if name.endswith("lora_dropout.default")} == {Dropout}
+
+
+def test_lora_goes_where_it_is_asked_to(encoder):
+    def trained(targets):
+        model = add_lora(encoder.backbone.model, rank=2, targets=targets)
+        names = {
+            n.split(".lora_")[0].replace("base_model.model.", "")
+            for n, p in model.named_parameters()
+            if p.requires_grad
+        }
+        model.unload()
+        return names
+
+    assert trained("q_proj, text_model.layers.0.mlp.up_proj") == {
+        *(f"model.text_model.layers.{n}.self_attn.q_proj" for n in range(4)), "model.text_model.layers.0.mlp.up_proj",
+        *(f"model.vision_model.encoder.layers.{n}.self_attn.q_proj" for n in range(3)),
+    }  # fmt: skip
+    everywhere = trained("all")
+    assert any("vision_model" in name for name in everywhere) and any("connector" in name for name in everywhere)
+    assert trained("language") < everywhere and "lm_head" not in everywhere
+    with pytest.raises(DataError, match="--lora-targets up_prog: no linear layer has this name; there are .*up_proj"):
+        add_lora(encoder.backbone.model, targets="q_proj,up_prog")
+
+
+@pytest.fixture
+def adapted(encoder):
+    """An adapter whose B is not zero, and a question with two answers."""
+    torch.manual_seed(1)
+    model = encoder.backbone.model = add_lora(encoder.backbone.model, dropout=0.1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    word = encoder.backbone.tokens
+    return encoder, [Prompt(word("Tide of ") + encoder.block(3), [3])], [[word("Orbit Bara"), word("Comet")]]
+
+
+def noisy_gradients(adapted, noise: str, **ready) -> torch.Tensor:
+    encoder, prompts, answers = adapted
+    model = ready_to_train(encoder.backbone.model, **ready)
+    model.zero_grad()
+    torch.manual_seed(5)
+    generator = torch.Generator().manual_seed(7)
+    with perturbed_lora(model, 0.05 if noise == "lora" else 0.0, generator=generator):
+        std = 0.3 if noise == "logits" else 0.0
+        logps = score(encoder, prompts, answers, noise_std=std, generators=[generator])
+        (logps[0] - 2 * logps[1]).backward()
+    return torch.cat([p.grad.float().flatten() for p in model.parameters() if p.requires_grad])
+
+
+@pytest.mark.parametrize("noise", ["lora", "logits", "none"])
+def test_activations_computed_again_see_the_same_noise_and_dropout(adapted, noise):
+    kept = noisy_gradients(adapted, noise)
+    again = noisy_gradients(adapted, noise, checkpointing=True)
+    assert kept.norm() > 0 and not kept.equal(noisy_gradients(adapted, "other")) or noise == "none"
+    torch.testing.assert_close(again, kept, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("noise", ["lora", "logits"])
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_in_half_precision_adapters_train_in_float32_and_gradients_agree(adapted, noise, half):
+    exact = noisy_gradients(adapted, noise)
+    encoder = adapted[0]
+    for parameter in encoder.backbone.model.parameters():
+        parameter.data = parameter.data.to(half)
+    encoder.backbone.compute = half
+    rough = noisy_gradients(adapted, noise, checkpointing=True)
+    assert {p.dtype for p in encoder.backbone.model.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in encoder.backbone.model.parameters() if not p.requires_grad} == {half}
+    assert torch.nn.functional.cosine_similarity(rough, exact, dim=0) > 0.98

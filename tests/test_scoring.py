@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hanorec.backbone import add_lora
 from hanorec.dataset import split_examples
 from hanorec.hardness import embed_items, nearest, pair_hardness
+from hanorec.lora import add_lora
 from hanorec.losses import hanorec_loss
+from hanorec.packing import Prompt, pack
 from hanorec.prompts import Prompts
-from hanorec.scoring import Prompt, batches, pack, score
+from hanorec.scoring import batches, score
 from hanorec.session import encoder_for, reference_logps
 
 
@@ -163,14 +164,26 @@ def test_batches_hold_similar_lengths_within_the_budget():
     assert sorted(sum(found, [])) == list(range(7)) and batches([], 20) == []
 
 
+def generators(seed: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(10 * seed + prompt) for prompt in range(3)]
+
+
+def test_a_prompts_noise_does_not_depend_on_its_neighbours(encoder, batch):
+    prompts, responses = batch
+    with torch.no_grad():
+        together = score(encoder, prompts, responses, noise_std=0.5, generators=generators(1))
+        alone = [
+            score(encoder, [p], [r], noise_std=0.5, generators=[g])
+            for p, r, g in zip(prompts, responses, generators(1))
+        ]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=0)
+
+
 def test_noise_on_logits_is_reproducible_and_off_by_default(encoder, batch):
     prompts, responses = batch
     with torch.no_grad():
         clean, again = score(encoder, prompts, responses), score(encoder, prompts, responses)
-        noisy = [
-            score(encoder, prompts, responses, noise_std=0.5, generator=torch.Generator().manual_seed(s))
-            for s in (1, 1, 2)
-        ]
+        noisy = [score(encoder, prompts, responses, noise_std=0.5, generators=generators(s)) for s in (1, 1, 2)]
     assert torch.equal(clean, again)
     assert torch.equal(noisy[0], noisy[1]) and not torch.equal(noisy[0], noisy[2])
     assert not torch.allclose(noisy[0], clean, atol=1e-3)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from hanorec import checkpoints
 from hanorec.catalog import DataError
 from hanorec.preference_losses import RunningResponsiveness
-from hanorec.training import Run, cosine_schedule, epoch_order, open_run, optimizer_for, read_config, total_steps
+from hanorec.runs import open_run, read_config
+from hanorec.training import Run, cosine_schedule, epoch_order, optimizer_for, total_steps
 
 USERS = [f"user{i}" for i in range(10)]
 LENGTHS = [5, 1, 9, 3, 3, 8, 2, 7, 4, 6]
@@ -20,12 +25,13 @@ LENGTHS = [5, 1, 9, 3, 3, 8, 2, 7, 4, 6]
 
 def options(folder, **changes):
     base = dict(output=str(folder), seed=1, batch_size=4, forward_tokens=100, log_every=1, validate_every=3, checkpoint_every=2,
-                resume=False, overwrite=False, epochs=3, max_steps=None)  # fmt: skip
+                max_grad_norm=10.0, resume=False, overwrite=False, epochs=3, max_steps=None)  # fmt: skip
     return SimpleNamespace(**base | changes)
 
 
 def train(folder, *, stop_at=None, bad_at=None, **changes):
-    """A run that fits one layer to noise; it can be stopped as by ctrl-C, or meet a loss that is not finite."""
+    """A run that fits one layer to noise; it can get a signal (`stop_at`: step, signal), or meet a loss that is not
+    finite."""
     settings = options(folder, **changes)
     open_run(settings, "sft")
     torch.manual_seed(settings.seed)
@@ -38,16 +44,15 @@ def train(folder, *, stop_at=None, bad_at=None, **changes):
     with Run(settings, model, optimizer, schedule, total=total, running=running) as run:
         for batch in run.steps(USERS, LENGTHS):
             batches.append(batch)
-            if run.step == stop_at:
-                raise KeyboardInterrupt
-            optimizer.zero_grad()
-            x = torch.rand(len(batch), 3) + torch.randn(1, generator=run.generator)
+            if stop_at and run.step == stop_at[0]:
+                os.kill(os.getpid(), stop_at[1])
+            run.seed(batch)
+            x = torch.rand(len(batch), 3) + torch.randn(1, generator=run.generator())
             loss = (model(x) - 1).square().mean()
             if run.step == bad_at:
                 raise ValueError("logits give a log-probability that is not finite")
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+            run.backward(loss)
+            run.update()
             running(loss[None].detach())
             run.log(loss=loss, scale=running.scale)
             run.consider(lambda: ("quality", -float(model.weight.detach().abs().sum())))
@@ -98,16 +103,63 @@ def test_a_step_over_the_token_budget_is_split(tmp_path):
     assert sorted(sum(run.parts(batch), [])) == sorted(batch)
 
 
-@pytest.mark.parametrize("stop_at", [1, 2, 5, 8])
-def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(tmp_path, stop_at):
-    train(tmp_path / "whole")
-    with pytest.raises(DataError, match=f"interrupted at step {stop_at}; go on with --resume"):
-        train(tmp_path / "halved", stop_at=stop_at)
-    train(tmp_path / "halved", resume=True)
-    (weights, log, finished), (weights2, log2, finished2) = outcome(tmp_path / "whole"), outcome(tmp_path / "halved")
+def same_outcome(one, other):
+    (weights, log, finished), (weights2, log2, finished2) = outcome(one), outcome(other)
     assert all(weights[name].equal(weights2[name]) for name in weights)
     assert (log, finished) == (log2, finished2)
-    assert not (tmp_path / "halved" / "checkpoint").exists()
+    names = {path.name for path in other.iterdir() if "checkpoint" not in path.name}  # killed late, one may be left
+    assert names == {"config.json", "finished.json", "metrics.jsonl", "model.pt"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", [0, 1, 5, 7])
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path, step, number):
+    """The signal comes within a step, which is finished first; the handlers are then as they were."""
+    train(tmp_path / "whole")
+    before = signal.getsignal(number)
+    with pytest.raises(DataError, match=f"interrupted at step {step + 1}; go on with --resume"):
+        train(tmp_path / "halved", stop_at=(step, number))
+    assert signal.getsignal(number) is before
+    train(tmp_path / "halved", resume=True)
+    same_outcome(tmp_path / "whole", tmp_path / "halved")
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of the run's own may run after it but what Python unwinds."""
+
+
+OPERATIONS = [(checkpoints, "save_file"), (Path, "mkdir"), (Path, "write_text"), (Path, "rename"), (Path, "replace"),
+              (checkpoints, "_to_disk"), (checkpoints.shutil, "rmtree")]  # fmt: skip
+
+
+@pytest.mark.parametrize("moment", range(0, 63, 3))
+def test_a_run_that_died_between_any_two_operations_on_files_ends_as_if_it_had_not(tmp_path, monkeypatch, moment):
+    """From the start of a run to its end, at every third operation on a file, before it or after it."""
+    train(tmp_path / "whole")
+    done = 0
+
+    def dying(operation):
+        def call(*arguments, **named):
+            nonlocal done
+            done += 1
+            if done == moment + 1 and moment % 2:
+                raise Killed
+            result = operation(*arguments, **named)
+            if done == moment + 1:
+                raise Killed
+            return result
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for owner, name in OPERATIONS:
+            patch.setattr(owner, name, dying(getattr(owner, name)))
+        with pytest.raises(Killed):
+            train(tmp_path / "halved")
+    again = dict(resume=(tmp_path / "halved").exists())
+    if not (tmp_path / "halved" / "finished.json").exists():
+        train(tmp_path / "halved", **again)
+    same_outcome(tmp_path / "whole", tmp_path / "halved")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_last_good_state(tmp_path):
@@ -151,12 +203,54 @@ def test_resume_needs_an_unfinished_run_of_the_same_settings(tmp_path):
         open_run(options(tmp_path / "done", resume=True), "sft")
 
 
-def test_a_checkpoint_cut_short_is_an_error_that_names_it(tmp_path):
+def cut(path):
+    path.write_bytes(path.read_bytes()[:20])
+
+
+def test_where_a_checkpoint_is_cut_short_the_one_before_is_used(tmp_path):
+    train(tmp_path / "whole")
     with pytest.raises(DataError):
-        train(tmp_path / "run", stop_at=3)
-    weights = tmp_path / "run" / "checkpoint" / "weights.safetensors"
-    weights.write_bytes(weights.read_bytes()[:20])
-    with pytest.raises(DataError, match="not a whole checkpoint"):
+        train(tmp_path / "run", stop_at=(4, signal.SIGINT))
+    cut(tmp_path / "run" / "checkpoint" / "weights.safetensors")
+    with pytest.warns(UserWarning, match="checkpoint: not a whole checkpoint of this run.*going on from .* step 4"):
+        train(tmp_path / "run", resume=True)
+    same_outcome(tmp_path / "whole", tmp_path / "run")
+
+
+def test_where_no_checkpoint_is_whole_the_error_names_them(tmp_path):
+    with pytest.raises(DataError):
+        train(tmp_path / "run", stop_at=(4, signal.SIGINT))
+    cut(tmp_path / "run" / "checkpoint" / "weights.safetensors")
+    cut(tmp_path / "run" / "checkpoint.old" / "optimizer.safetensors")
+    with pytest.raises(DataError, match="checkpoint: not a whole checkpoint.*checkpoint.old: not a whole checkpoint"):
+        train(tmp_path / "run", resume=True)
+
+
+def test_a_full_disk_is_a_clear_error_and_the_last_good_checkpoint_stays(tmp_path, monkeypatch):
+    train(tmp_path / "whole")
+    save_file, calls = checkpoints.save_file, []
+
+    def full(*arguments):
+        calls.append(0)
+        if len(calls) > 4:  # within the second checkpoint
+            raise OSError(28, "No space left on device")
+        save_file(*arguments)
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(DataError, match="step 4 cannot be written.*No space left.*last good one is .*--resume"):
+        train(tmp_path / "run")
+    monkeypatch.undo()
+    assert json.loads((tmp_path / "run" / "checkpoint" / "state.json").read_text())["step"] == 2
+    train(tmp_path / "run", resume=True)
+    same_outcome(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    with pytest.raises(DataError):
+        train(tmp_path / "run", stop_at=(1, signal.SIGINT))
+    folder = tmp_path / "run" / "checkpoint"
+    checkpoints.save_file({"another.weight": torch.zeros(3)}, folder / "weights.safetensors")
+    with pytest.raises(DataError, match="not a whole checkpoint of this run.*weights of other layers"):
         train(tmp_path / "run", resume=True)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hanorec import processes
 from hanorec.catalog import Catalog, DataError, read_catalog
 from hanorec.interactions import Sequence, popularity, read_sequences, windows
 from hanorec.preferences import HISTORY, TARGETS, Example, Negatives, make_examples
@@ -39,9 +40,10 @@ def open_dataset(folder: str | Path | None) -> Dataset:
 
     Errors: DataError as `read_catalog` and `read_sequences` raise it.
     """
-    if not folder and not (TOY_FOLDER / "world.json").is_file():
+    if not folder and not (TOY_FOLDER / "world.json").is_file() and processes.is_first():
         print(f"making the toy catalogue in {TOY_FOLDER}")
         make_toy(TOY_FOLDER)
+    processes.wait()
     folder = Path(folder or TOY_FOLDER)
     catalog = read_catalog(folder)
     train = read_sequences(folder / "train.tsv", catalog)

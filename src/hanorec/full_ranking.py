@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from hanorec.images import ImageEncoder, image_outputs
-from hanorec.scoring import Packed, Prompt, additive, head_at, pack
+from hanorec.images import ImageEncoder
+from hanorec.packing import Packed, Prompt, packed_inputs
+from hanorec.scoring import head_at, pack_for
 
 DEPTH = 50  # the last place that any measure asks for
 TOGETHER = 256  # beginnings that one forward reads, of all users
@@ -120,8 +121,8 @@ def places(
     for the target itself.
     """
     cache, start = DynamicCache(), max(len(prompt.ids) for prompt in prompts)
-    packed = pack(prompts, [[target] for target in targets], pad=encoder.backbone.pad)
-    images = image_outputs(encoder.features([item for prompt in prompts for item in prompt.images]))
+    packed = pack_for(encoder, prompts, [[target] for target in targets])
+    images = encoder.outputs([item for prompt in prompts for item in prompt.images])
     logps = iter(_next_logps(encoder, packed, packed.row, packed.column, cache, 0, images))
     searches = [
         Search(trie, target, np.stack([next(logps) for _ in target]), test) for target, test in zip(targets, allowed)
@@ -138,7 +139,7 @@ def places(
         if active:
             # A last token is never read, so each beginning gets one more: what is predicted there is what is asked.
             answers = [[(*beginning.tokens, 0) for beginning in beginnings] for beginnings in chosen]
-            packed = pack([prompts[b] for b in active], answers, pad=encoder.backbone.pad, start=start)
+            packed = pack_for(encoder, [prompts[b] for b in active], answers, start=start)
             ends = torch.tensor([len(answer) for some in answers for answer in some]).cumsum(0) - 1
             logps = iter(_next_logps(encoder, packed, packed.row[ends], packed.column[ends], cache, start, {}))
             for b, beginnings in zip(active, chosen):
@@ -153,12 +154,6 @@ def _next_logps(
     """Next-token log-probabilities at these positions, [positions, V]; columns before `first` are in the cache."""
     model, device = encoder.backbone.model, encoder.backbone.device
     with head_at(model, row.to(device), (column - first).to(device)):
-        logits = model(
-            input_ids=packed.input_ids[:, first:].to(device),
-            attention_mask=additive(packed.attention_mask[:, :, first:], model.dtype).to(device),
-            position_ids=packed.position_ids[:, first:].to(device),
-            past_key_values=cache,
-            use_cache=True,
-            **images,
-        ).logits[0]
+        inputs = packed_inputs(packed, encoder.backbone.layout, device, encoder.backbone.compute, first)
+        logits = model(**inputs, **images, past_key_values=cache, use_cache=True).logits[0]
     return logits.float().log_softmax(-1).cpu().numpy()

@@ -34,7 +34,7 @@ def embed_items(encoder: ImageEncoder, titles: Sequence[str], *, batch_size: int
         image = torch.zeros_like(text)
         shown = [item for item in items if encoder.block(item)]
         for item, features in zip(shown, encoder.each(shown)):
-            image[item - start] = features.float().mean(dim=0)
+            image[item - start] = features[:, : backbone.width].float().mean(dim=0)
         rows.append(normalize(normalize(text, dim=1) + normalize(image, dim=1), dim=1).cpu())
     return torch.cat(rows)
 

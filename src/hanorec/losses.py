@@ -16,7 +16,7 @@ what else does.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -40,7 +40,11 @@ class LossOutput(NamedTuple):
 
 
 def response_logps(
-    logits: Tensor, labels: Tensor, *, noise_std: float = 0.0, generator: torch.Generator | None = None
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    noise_std: float = 0.0,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
 ) -> Tensor:
     """log π(y|x), summed over each response; with `noise_std` > 0, NoDO as the paper's abstract states it.
 
@@ -49,7 +53,8 @@ def response_logps(
             may be masked with -inf, unless it is a label.
         labels: [B, T] token ids; -100 is left out of the sum, so a row of -100 alone (padding) gives 0.
         noise_std: σ_n, in units of a logit.
-        generator: source of ε; it may live on another device than the logits.
+        generator: source of ε; it may live on another device than the logits. Or B of them, one a response: then
+            the noise of a response does not depend on what else is in the batch.
     Returns: [B] in nats, float32 or float64.
     Raises: ValueError for a label that is neither -100 nor in [0, V), or a negative `noise_std`.
     """
@@ -64,7 +69,13 @@ def response_logps(
     # whatever stands there (even nan) reaches neither the value nor the gradient.
     z = _wide(logits.flatten(0, 1) if keep.all() else logits[keep])  # [N, V]
     if noise_std > 0:
-        z = _gaussian(z, generator).mul_(noise_std).add_(z)  # NoDO: z̃ = z + σ_n ε, ε ~ N(0, I)
+        if isinstance(generator, Sequence):
+            _check(len(generator) == len(labels), "generator", f"must be one or {len(labels)}, got {len(generator)}")
+            rows = z.split(keep.sum(-1).tolist())
+            noise = torch.cat([_gaussian(row, source) for row, source in zip(rows, generator)])
+        else:
+            noise = _gaussian(z, generator)
+        z = noise.mul_(noise_std).add_(z)  # NoDO: z̃ = z + σ_n ε, ε ~ N(0, I)
     logps = _LabelLogps.apply(z, targets)
     _check(logps.isfinite().all(), "logits", "give a log-probability that is not finite")
     return z.new_zeros(labels.shape).masked_scatter(keep, logps).sum(-1)

@@ -55,9 +55,28 @@ class RunOptions:
     validate_users: int = option(200, "users a validation ranks")
     log_every: int = option(10, "steps between lines of metrics.jsonl")
     checkpoint_every: int = option(200, "steps between checkpoints, for --resume")
-    dtype: Literal["auto", "float32", "bfloat16"] = option(
-        "auto", "precision of the weights; auto: bfloat16 on CUDA devices that have it, else float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto",
+        "precision of forwards and of frozen weights (what trains is kept in float32); auto: bfloat16 on CUDA devices "
+        "that have it, float16 on those that do not, else float32",
     )
+    gradient_checkpointing: bool = option(
+        False, "compute a layer's activations again in the backward instead of keeping them: less memory, more time"
+    )
+    image_pixels: int = option(262_144, "images with more pixels are scaled down to so many (the paper: 262144)")
+    image_views: Literal["one", "many"] = option(
+        "one", "how an image is seen where the processor would cut it into tiles too: whole, or whole and in tiles"
+    )
+    remote_code: bool = option(False, "run Python files that come with a checkpoint; only for those you trust")
+    lora_rank: int = option(8, "rank of the LoRA matrices")
+    lora_alpha: int = option(32, "LoRA's scale is alpha / rank")
+    lora_dropout: float = option(0.05, "dropout before LoRA")
+    lora_targets: str = option(
+        "language",
+        "layers that get LoRA: all linear ones of the language model (language), of vision tower and connector too "
+        "(all), or those whose names end in one of these, separated by commas",
+    )
+    merge: bool = option(False, "write the model with its adapter merged too, as a plain checkpoint in merged/")
     cache: Optional[str] = option(
         None,
         "folder that keeps image features, neighbours and reference log-probabilities for later runs; cache/ beside "
@@ -78,9 +97,6 @@ class SFTOptions(RunOptions):
     lora: Literal["auto", "on", "off"] = option(
         "auto", "train LoRA adapters, or all weights; auto: all weights below 20 million parameters"
     )
-    lora_rank: int = option(8, "rank of the LoRA matrices")
-    lora_alpha: int = option(32, "LoRA's scale is alpha / rank")
-    lora_dropout: float = option(0.05, "dropout before LoRA")
     learning_rate: float = option(1e-3, "peak of the cosine schedule; the paper's 1e-4 suits LoRA on a large backbone")
 
 
@@ -98,6 +114,15 @@ class DPOOptions(RunOptions):
     candidates: Optional[int] = option(None, "items the target is ranked among; the SFT run's, if not given")
     list_candidates: Optional[bool] = option(
         None, "list the candidates' titles in the prompt; as the SFT run did, if not given"
+    )
+    image_pixels: Optional[int] = option(
+        None, "images with more pixels are scaled down to so many; as the SFT run did, if not given"
+    )
+    image_views: Optional[Literal["one", "many"]] = option(
+        None, "how an image is seen, whole (one) or in tiles too (many); as the SFT run did, if not given"
+    )
+    remote_code: Optional[bool] = option(
+        None, "run Python files that come with a checkpoint; as the SFT run did, if not given"
     )
     output: str = option("runs/hanorec", "the run's folder")
     loss: Literal["hanorec", "dpo"] = option(
@@ -124,9 +149,6 @@ class DPOOptions(RunOptions):
     )
     rejected: int = option(1, "rejected responses an example, each a pair with the chosen one")
     fresh_negatives: bool = option(False, "draw other rejected items every epoch")
-    lora_rank: int = option(8, "rank of the LoRA matrices")
-    lora_alpha: int = option(32, "LoRA's scale is alpha / rank")
-    lora_dropout: float = option(0.05, "dropout before LoRA")
 
 
 @dataclass
@@ -193,7 +215,17 @@ def parse(kind: type):
 MODALITIES = ("full", "blank", "shuffled", "no-titles")
 POSITIVE = {
     **dict.fromkeys(
-        ("history", "train_users", "max_steps", "batch_size", "forward_tokens", "validate_every", "users"), 1
+        (
+            "history",
+            "train_users",
+            "max_steps",
+            "batch_size",
+            "forward_tokens",
+            "validate_every",
+            "users",
+            "image_pixels",
+        ),
+        1,
     ),
     **dict.fromkeys(("validate_users", "log_every", "checkpoint_every", "lora_rank", "neighbours", "rejected"), 1),
     **dict.fromkeys(("epochs", "learning_rate", "warmup", "weight_decay", "noise_std"), 0),
@@ -202,7 +234,7 @@ POSITIVE = {
 }
 
 
-TAKEN_OVER = ("data", "task", "history", "candidates", "list_candidates")
+TAKEN_OVER = ("data", "task", "history", "candidates", "list_candidates", "image_pixels", "image_views", "remote_code")
 
 
 def complete(options: DPOOptions, sft: dict) -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hanorec.images import ImageEncoder
+from hanorec.packing import Prompt
 from hanorec.preferences import Example
-from hanorec.scoring import Prompt
 
 HISTORY = "The user chose, oldest first:"
 QUESTIONS = {  # (task, are the candidates listed?)
@@ -71,8 +71,9 @@ class Prompts:
         return Prompt(ids, [item for item in shown if self.encoder.block(item)])
 
     def length(self, example: Example, responses: Sequence[Sequence[int]]) -> int:
-        """Tokens of the prompt and its responses."""
-        return len(self.prompt(example).ids) + sum(map(len, responses))
+        """Tokens of the prompt and its responses, as many as a forward reads."""
+        copies = max(1, len(responses)) if self.encoder.backbone.layout.plain else 1
+        return copies * len(self.prompt(example).ids) + sum(map(len, responses))
 
     def name(self, items: Sequence[int], *, last: bool = True) -> list[int]:
         """The response that names `items`, a line each; `last` closes it."""

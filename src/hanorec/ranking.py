@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hanorec import full_ranking, metrics
+from hanorec import full_ranking, metrics, processes
+from hanorec.catalog import DataError
 from hanorec.preferences import Example
 from hanorec.prompts import Prompts
 from hanorec.scoring import batches, score
@@ -92,6 +93,8 @@ def ask_model(
     model = prompts.encoder.backbone.model
     was_training = model.training
     model.eval()
+    if everything is not None and prompts.encoder.backbone.layout.plain:
+        raise DataError(f"--candidates all: needs packed responses, but {prompts.encoder.backbone.layout.plain}")
     if everything is None:
         lengths = [prompts.length(e, [prompts.name([item]) for item in e.candidates]) for e in examples]
         ask = _ask_batch
@@ -100,14 +103,15 @@ def ask_model(
         titles = everything.pool.union(*(e.targets for e in examples))
         trie = full_ranking.Trie({item: prompts.name([item]) for item in sorted(titles)})
         ask = partial(_ask_everything, trie=trie, everything=everything)
-    parts, rows = [], []
+    parts = []
     with tqdm(total=len(examples), desc=progress, unit="user", disable=not progress, leave=False) as bar:
-        for batch in batches(lengths, forward_tokens):
-            parts.append(ask(prompts, [examples[i] for i in batch]))
-            rows += batch
+        for batch in processes.mine(batches(lengths, forward_tokens)):
+            parts.append((batch, ask(prompts, [examples[i] for i in batch])))
             bar.update(len(batch))
     model.train(was_training)
-    return Answers(*(None if part[0] is None else np.concatenate(part) for part in zip(*parts))).take(np.argsort(rows))
+    rows, answers = zip(*processes.joined(parts))
+    whole = Answers(*(None if part[0] is None else np.concatenate(part) for part in zip(*answers)))
+    return whole.take(np.argsort(np.concatenate(rows)))
 
 
 def _ask_everything(

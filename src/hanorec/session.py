@@ -15,6 +15,7 @@ from peft import PeftModel
 from torch import Tensor
 from tqdm import tqdm
 
+from hanorec import processes
 from hanorec.backbone import Backbone, load_backbone
 from hanorec.cache import cached, weights_fingerprint
 from hanorec.catalog import Catalog, DataError, content_fingerprint
@@ -22,28 +23,36 @@ from hanorec.images import ImageEncoder
 from hanorec.preferences import Example
 from hanorec.prompts import Prompts
 from hanorec.ranking import MAIN_MEASURE, ask_model, point_measures
+from hanorec.runs import read_config
 from hanorec.scoring import batches, score
-from hanorec.training import read_config
 
 MODEL = "model"  # the folder of a run that holds the model or adapter
+MERGED = "merged"  # and, if asked for, that of the model with its adapter merged
 
 
 def encoder_for(
-    backbone: Backbone, catalog: Catalog, *, frozen: bool = False, cache: Path | None = None
+    backbone: Backbone,
+    catalog: Catalog,
+    *,
+    frozen: bool = False,
+    cache: Path | None = None,
+    pixels: int | None = None,
 ) -> ImageEncoder:
-    """The catalogue's images as this backbone sees them. frozen, cache: see `ImageEncoder`."""
-    return ImageEncoder(backbone, catalog.images, frozen=frozen, cache=cache)
+    """The catalogue's images as this backbone sees them. frozen, cache, pixels: see `ImageEncoder`."""
+    return ImageEncoder(backbone, catalog.images, frozen=frozen, cache=cache, pixels=pixels)
 
 
-def load_sft(folder: str | Path, *, dtype: str = "auto") -> tuple[Backbone, dict]:
-    """The SFT model of a finished run, its adapter merged into the weights, and the run's config.
+def load_sft(folder: str | Path, *, dtype: str | None = None) -> tuple[Backbone, dict]:
+    """The SFT model of a finished run, its adapter merged into the weights, and the run's config. dtype: the run's,
+    if not given.
 
     Errors: DataError where the folder is no finished SFT run, or its adapter is of another backbone.
     """
     config, model = read_config(folder, "sft"), Path(folder) / MODEL
+    how = {"dtype": dtype or config["dtype"], "views": config["image_views"], "remote_code": config["remote_code"]}
     if not (model / "adapter_config.json").is_file():
-        return load_backbone(str(model), dtype=dtype), config
-    backbone = load_backbone(config["backbone"], dtype=dtype)
+        return load_backbone(str(model), **how), config
+    backbone = load_backbone(config["backbone"], **how)
     backbone.model = _with_adapter(backbone, model, f"backbone {config['backbone']!r}").merge_and_unload().eval()
     return backbone, config
 
@@ -67,11 +76,15 @@ def _with_adapter(backbone: Backbone, folder: Path, base: str) -> PeftModel:
         raise DataError(f"{folder}: its adapter does not fit the {base}: {str(error).splitlines()[0]}") from error
 
 
-def save_model(backbone: Backbone, folder: Path) -> None:
-    """Write the model, or its adapter alone, into a run's folder in Hugging Face or PEFT format."""
+def save_model(backbone: Backbone, folder: Path, *, merge: bool = False) -> None:
+    """Write the model, or its adapter alone, into a run's folder in Hugging Face or PEFT format. merge: the model with
+    its adapter in its weights too, as a checkpoint of its own."""
     backbone.model.save_pretrained(folder / MODEL)
     if not isinstance(backbone.model, PeftModel):
         backbone.processor.save_pretrained(folder / MODEL)
+    elif merge:
+        backbone.model.merge_and_unload().save_pretrained(folder / MERGED)
+        backbone.processor.save_pretrained(folder / MERGED)
 
 
 def validation(prompts: Prompts, examples: Sequence[Example], forward_tokens: int) -> tuple[str, float]:
@@ -100,12 +113,13 @@ def reference_logps(
     def make() -> dict[str, Tensor]:
         prompts.encoder.backbone.model.eval()
         lengths = [len(prompt.ids) + sum(map(len, answers)) for prompt, answers in zip(asked, responses)]
-        table = torch.empty(len(asked), len(responses[0]))
+        table = torch.zeros(len(asked), len(responses[0]))
         with tqdm(total=len(asked), desc="reference", unit="prompt", leave=False) as bar:
-            for batch in batches(lengths, forward_tokens):
+            for batch in processes.mine(batches(lengths, forward_tokens)):
                 logps = score(prompts.encoder, [asked[i] for i in batch], [responses[i] for i in batch])
                 table[batch] = logps.view(len(batch), -1).cpu()
                 bar.update(len(batch))
+        processes.summed([table])
         return {"logps": table}
 
     sequences = [

@@ -1,7 +1,7 @@
 """What both training loops share: a run's folder, its steps, its checkpoints, its log, its best state.
 
 In: a model, its trainable parameters, the options. Out: a run folder that says how it was made (`config.json`),
-what happened (`metrics.jsonl`) and, while it is unfinished, where it stands (`checkpoint/`). The loops themselves
+what happened (`metrics.jsonl`) and, while it is unfinished, where it stands (`checkpoints.py`). The loops themselves
 are in `train_sft.py` and `train_dpo.py`.
 """
 
@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import math
 import random
-import shutil
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,13 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
+from hanorec import checkpoints, processes
 from hanorec.catalog import DataError
 from hanorec.scoring import batches
-
-UNFINISHED = "checkpoint"
 
 
 @contextmanager
@@ -37,6 +36,13 @@ def clear_errors() -> Iterator[None]:
         yield
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except torch.OutOfMemoryError as error:
+        print(
+            f"error: out of memory: {str(error).splitlines()[0]} What lowers it: --forward-tokens, --batch-size, "
+            "--gradient-checkpointing, --dtype bfloat16, --image-pixels, --lora on",
+            file=sys.stderr,
+        )
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -69,31 +75,41 @@ def optimizer_for(model: torch.nn.Module, learning_rate: float, weight_decay: fl
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate)
+    fused = all(p.device.type == "cuda" for p in trainable)
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, fused=fused or None)
 
 
 class Run:
     """One training run in its folder.
 
         with Run(options, model, optimizer, schedule, total=...) as run:
-            for batch in run.steps(users):
-                ...
+            for batch in run.steps(users, lengths):
+                for part in run.parts(batch):   this process's share of the batch
+                    ... .backward()
+                norm = run.update()             sums gradients over processes, clips them, steps
                 run.log(loss=...)
                 run.consider(validation)        validates when it is time, keeps the best state
             run.finish(save)
 
-    Interrupted or stopped by a loss that is not finite, it leaves a checkpoint and says how to go on.
+    Whatever is random in a step is a function of seed and step, so a run that was stopped and resumed ends as if it had
+    not been. Stopped by a signal, it finishes its step; stopped so or by a loss that is not finite, it leaves a
+    checkpoint and says how to go on.
     """
 
-    def __init__(self, options, model: torch.nn.Module, optimizer, schedule, *, total: int, running=None):
+    def __init__(
+        self, options, model: torch.nn.Module, optimizer, schedule, *, total: int, running=None, compute=torch.float32
+    ):
         self.folder, self.options = Path(options.output), options
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
         self.total, self.running = total, running  # running: its `scale`, if it has one, is part of the state
+        self.device = next(model.parameters()).device
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=compute == torch.float16)  # else it does nothing
         self.step, self.epoch, self.best, self.best_step = 0, 0, -math.inf, None
         self.best_weights: dict[str, torch.Tensor] = {}
-        self.generator = torch.Generator().manual_seed(options.seed)  # NoDO's noise, a stream of its own
         self.users: list[str] = []  # of the batch at hand, for an error's message
         self.lengths: Sequence[int] = []  # of every example, in tokens
+        self.stopping = False
+        self.handlers: dict = {}
         self.bar = None
         if options.resume:
             self._load()
@@ -105,28 +121,62 @@ class Run:
         decide. users, lengths: of each example, whose it is and how many tokens it has."""
         self.lengths = lengths
         an_epoch = math.ceil(len(users) / self.options.batch_size)
-        current = None
-        self.bar = tqdm(total=self.total, initial=self.step, desc=self.folder.name, unit="step")
+        current, order = None, []
+        self.bar = tqdm(
+            total=self.total, initial=self.step, desc=self.folder.name, unit="step", disable=not processes.is_first()
+        )
         while self.step < self.total:
             self.epoch = self.step // an_epoch
             if current != self.epoch:
-                current, order = (
-                    self.epoch,
-                    epoch_order(lengths, self.options.batch_size, self.options.seed, self.epoch),
-                )
+                current = self.epoch
+                order = epoch_order(lengths, self.options.batch_size, self.options.seed, current)
             batch = order[self.step % an_epoch]
             self.users = [users[i] for i in batch]
             yield batch
             self.step += 1
             self.bar.update()
+            if self.stopping and self.step < self.total:
+                raise Stopped
             if self.step % self.options.checkpoint_every == 0 and self.step < self.total:
                 self.save()
         self.bar.close()
 
     def parts(self, batch: list[int]) -> list[list[int]]:
-        """A step's examples in as many parts as `forward_tokens` asks for, similar lengths together."""
-        found = batches([self.lengths[i] for i in batch], self.options.forward_tokens)
-        return [[batch[k] for k in part] for part in found]
+        """This process's share of a step's examples, in as many parts as `forward_tokens` asks for, similar lengths
+        together."""
+        own = processes.mine(batch)
+        found = batches([self.lengths[i] for i in own], self.options.forward_tokens)
+        return [[own[k] for k in part] for part in found]
+
+    def seed(self, part: list[int]) -> None:
+        """Let what is random in a forward (dropout) depend on seed, step and examples alone."""
+        torch.manual_seed(_mixed(self.options.seed, self.step, *part))
+
+    def generator(self, *example: int) -> torch.Generator:
+        """NoDO's noise of this step: for one example, or (without one) for all alike."""
+        return torch.Generator().manual_seed(_mixed(self.options.seed, self.step, -1, *example))
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add a part's gradients to the step's."""
+        self.scaler.scale(loss).backward()
+
+    def update(self) -> torch.Tensor:
+        """An optimizer step on the gradients of all processes; returns their norm before clipping."""
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        for parameter in trained:
+            if parameter.grad is None:  # a process may have no share of a small batch
+                parameter.grad = torch.zeros_like(parameter)
+        stopping = torch.tensor([float(self.stopping)], device=self.device)
+        processes.summed([*(p.grad for p in trained), stopping])
+        self.stopping = bool(stopping)  # all stop after the same step
+        self.scaler.unscale_(self.optimizer)
+        finite = not self.scaler.is_enabled()  # float16 overflows now and then: its scaler passes over that step
+        norm = torch.nn.utils.clip_grad_norm_(trained, self.options.max_grad_norm, error_if_nonfinite=finite)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        return norm
 
     def log(self, **values: float) -> None:
         """A line of metrics.jsonl every `log_every` steps, and the progress bar."""
@@ -142,7 +192,8 @@ class Run:
             return
         name, value = measure()
         self._write({"step": self.step, "validation": round(value, 6), "measure": name})
-        tqdm.write(f"step {done}: {name} on validation {value:.4f}" + (" (best)" if value > self.best else ""))
+        if processes.is_first():
+            tqdm.write(f"step {done}: {name} on validation {value:.4f}" + (" (best)" if value > self.best else ""))
         if value > self.best:
             self.best, self.best_step = value, done
             self.best_weights = {k: v.clone() for k, v in self._weights().items()}
@@ -151,99 +202,105 @@ class Run:
         """Put the best state back, save it into the run's folder and drop the checkpoint."""
         if self.best_weights:
             self._set_weights(self.best_weights)
-        save(self.folder)
-        self._write_json("finished.json", {"steps": self.total, "best_step": self.best_step, "best": self.best})
-        shutil.rmtree(self.folder / UNFINISHED, ignore_errors=True)
+        if processes.is_first():
+            save(self.folder)
+            finished = {"steps": self.total, "best_step": self.best_step, "best": self.best}
+            checkpoints.replace_text(self.folder / "finished.json", json.dumps(finished, indent=1) + "\n")
+            checkpoints.discard(self.folder)
+        processes.wait()
 
     def __enter__(self) -> Run:
+        if threading.current_thread() is threading.main_thread():
+            self.handlers = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
+    def _stop(self, number: int, _) -> None:
+        if self.stopping:  # asked twice: at once
+            raise KeyboardInterrupt
+        self.stopping = True
+        print("stopping after this step; again, to stop at once", file=sys.stderr)
+
     def __exit__(self, kind, error, trace) -> None:
+        for number, before in self.handlers.items():
+            signal.signal(number, before)
         if self.bar is not None:
             self.bar.close()
         if isinstance(error, (ValueError, RuntimeError)) and "finite" in str(error):  # the losses' and clipping's words
             self.save()
             raise DataError(
                 f"{self.folder}: stopped at step {self.step}: {error}. Its pairs are those of the users "
-                f"{', '.join(self.users)}. The last good state (before that step) is in {self.folder / UNFINISHED}"
+                f"{', '.join(self.users)}. The last good state (before that step) is in "
+                f"{self.folder / checkpoints.NEWEST}"
             ) from error
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, Stopped):
             self.save()
             raise DataError(f"{self.folder}: interrupted at step {self.step}; go on with --resume") from None
+        if isinstance(error, KeyboardInterrupt):
+            raise DataError(f"{self.folder}: stopped at once; go on with --resume, from the last checkpoint") from None
 
     # what is on disk
 
     def _write(self, line: dict) -> None:
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
-    def _write_json(self, name: str, value: dict) -> None:
-        (self.folder / name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        if processes.is_first():
+            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
 
     def _weights(self) -> dict[str, torch.Tensor]:
         return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
 
     def _set_weights(self, weights: dict[str, torch.Tensor]) -> None:
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        if trained.keys() != weights.keys():
+            raise ValueError(f"weights of other layers ({len(weights)} there, {len(trained)} here)")
         with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                if parameter.requires_grad:
-                    parameter.copy_(weights[name])
+            for name, parameter in trained.items():
+                parameter.copy_(weights[name])
 
     def save(self) -> None:
-        """Write checkpoint/ anew, whole or not at all: it is prepared beside and renamed."""
-        fresh = self.folder / f"{UNFINISHED}.new"
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        save_file({k: v.contiguous() for k, v in self._weights().items()}, fresh / "weights.safetensors")
-        if self.best_weights:
-            save_file(self.best_weights, fresh / "best.safetensors")
-        torch.save(
-            {
-                "optimizer": self.optimizer.state_dict(),
-                "torch": torch.get_rng_state(),
-                "noise": self.generator.get_state(),
-            },
-            fresh / "optimizer.pt",
-        )
-        state = dict(
-            step=self.step, best=self.best, best_step=self.best_step, scale=getattr(self.running, "scale", None)
-        )
-        (fresh / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
-        old = self.folder / f"{UNFINISHED}.old"
-        shutil.rmtree(old, ignore_errors=True)
-        if (self.folder / UNFINISHED).exists():
-            (self.folder / UNFINISHED).rename(old)
-        fresh.rename(self.folder / UNFINISHED)
-        shutil.rmtree(old, ignore_errors=True)
+        """Write a checkpoint: everything that the rest of the run depends on."""
+        if not processes.is_first():
+            return
+        tensors = {
+            "weights": self._weights(),
+            "best": self.best_weights,
+            "optimizer": checkpoints.optimizer_tensors(self.model, self.optimizer),
+        }
+        best = None if self.best_step is None else self.best
+        scale, scaler = getattr(self.running, "scale", None), self.scaler.state_dict()
+        state = dict(step=self.step, best=best, best_step=self.best_step, scale=scale, scaler=scaler)
+        checkpoints.save(self.folder, tensors, state)
 
     def _load(self) -> None:
-        folder = next((f for f in (self.folder / UNFINISHED, self.folder / f"{UNFINISHED}.old") if f.is_dir()), None)
-        if folder is not None:  # else it was killed before its first checkpoint, and starts anew
-            self._load_from(folder)
+        checkpoints.load(self.folder, self._use)  # none: it was killed before its first, and starts anew
         log = self.folder / "metrics.jsonl"
-        if log.exists():  # lines written after the checkpoint are written again
+        if processes.is_first() and log.exists():  # lines written after the checkpoint are written again
             lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < self.step]
-            log.write_text("".join(kept), encoding="utf-8")
+            checkpoints.replace_text(log, "".join(kept))
 
-    def _load_from(self, folder: Path) -> None:
-        try:
-            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-            self._set_weights(load_file(folder / "weights.safetensors"))
-            tensors = torch.load(folder / "optimizer.pt", weights_only=True)
-            self.optimizer.load_state_dict(tensors["optimizer"])
-            if (folder / "best.safetensors").exists():
-                self.best_weights = load_file(folder / "best.safetensors")
-        except Exception as error:
-            raise DataError(f"{folder}: not a whole checkpoint of this run: {error}") from error
-        torch.set_rng_state(tensors["torch"])
-        self.generator.set_state(tensors["noise"])
-        self.step, self.best, self.best_step = state["step"], state["best"], state["best_step"]
+    def _use(self, tensors: dict, state: dict) -> None:
+        """Take over a checkpoint. Errors: whatever says that it is not one of this run."""
+        step, best, best_step, scale = (state[name] for name in ("step", "best", "best_step", "scale"))
+        self._set_weights(tensors["weights"])
+        checkpoints.set_optimizer(self.model, self.optimizer, tensors["optimizer"])
+        self.best_weights = tensors["best"]
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+        self.step, self.best, self.best_step = step, -math.inf if best is None else best, best_step
         if hasattr(self.running, "scale"):
-            self.running.scale = state["scale"]
+            self.running.scale = scale
         for group, rate in zip(self.optimizer.param_groups, self.schedule.base_lrs):
             group["lr"] = rate * self.schedule.lr_lambdas[0](self.step)
         self.schedule.last_epoch = self.step
+
+
+class Stopped(Exception):
+    """Raised between two steps, where a signal asked the run to stop."""
+
+
+def _mixed(*numbers: int) -> int:
+    """One seed from several numbers."""
+    return int(np.random.SeedSequence([number % 2**32 for number in numbers]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def epoch_order(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -263,57 +320,3 @@ def total_steps(examples: int, options) -> int:
     """How many optimizer steps a run has: `epochs` passes over the examples, at most `max_steps`."""
     steps = max(1, math.ceil(options.epochs * math.ceil(examples / options.batch_size)))
     return min(steps, options.max_steps or steps)
-
-
-def check_output(options) -> None:
-    """Refuse, before any work is done, an output folder that may not be used.
-
-    Errors: DataError where it is not empty and neither --overwrite nor --resume is given, where --overwrite would
-    replace what is no run, or where --resume meets no run or a finished one.
-    """
-    folder = Path(options.output)
-    if options.resume:
-        if not (folder / "config.json").is_file():
-            raise DataError(f"{folder}: nothing to resume (no config.json)")
-        if (folder / "finished.json").is_file():
-            raise DataError(f"{folder}: this run is finished; nothing to resume")
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if not options.overwrite:
-            raise DataError(f"{folder}: exists and is not empty; give --overwrite to replace it or --resume to go on")
-        if not (folder / "config.json").is_file():
-            raise DataError(f"{folder}: is not a run's folder (no config.json), so --overwrite leaves it alone")
-
-
-def open_run(options, kind: str) -> None:
-    """Make the run's folder and write its config.json, or check that the run to resume had the same settings.
-
-    Errors: DataError as `check_output` raises it, and where --resume meets a run of other settings.
-    """
-    check_output(options)
-    folder = Path(options.output)
-    config = {"kind": kind} | {k: v for k, v in vars(options).items() if k not in ("resume", "overwrite", "cache")}
-    if options.resume:
-        before = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        changed = [f"{k}: {before.get(k)!r} then, {v!r} now" for k, v in config.items() if before.get(k) != v]
-        if changed:
-            raise DataError(f"{folder}: was started with other settings ({'; '.join(changed)})")
-        return
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-
-
-def read_config(folder: str | Path, kind: str | None = None) -> dict:
-    """The config.json of a finished run, of a kind ("sft" or "dpo") if given. Errors: DataError where it is not one."""
-    path = Path(folder) / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        found = config["kind"]
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{folder}: not a run's folder ({path.name}: {error})") from error
-    if kind and found != kind:
-        raise DataError(f"{folder}: a run of kind {found!r}, not {kind!r}")
-    if not (Path(folder) / "finished.json").is_file():
-        raise DataError(f"{folder}: this run is not finished; go on with --resume")
-    return config

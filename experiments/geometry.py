@@ -1,0 +1,149 @@
+#!/usr/bin/env python3
+"""Models at their published sizes, without their weights: do parameters and placeholders count right, and does a packed
+HaNoRec step run through?
+
+    python experiments/geometry.py
+
+SmolVLM-256M takes one real step on random weights. Qwen2.5-VL-3B is on the meta device, where shapes are computed and
+numbers are not. Their processors are built with the published settings around a small vocabulary, for which the
+published ones' tables are not needed. Writes experiments/results/geometry.md.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import transformers as hf
+from PIL import Image
+from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoProcessor
+
+from hanorec import tiny
+from hanorec.backbone import Backbone, describe
+from hanorec.images import ImageEncoder
+from hanorec.lora import add_lora, ready_to_train
+from hanorec.losses import hanorec_loss
+from hanorec.packing import Prompt
+from hanorec.report import markdown
+from hanorec.scoring import score
+
+HERE = Path(__file__).resolve().parent
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for part in m['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}"
+)
+
+
+def main() -> None:
+    rows = [smolvlm_256m(), qwen2_5_vl_3b()]
+    header = [
+        "backbone", "parameters", "published", "placeholders of a 512 × 512 image", "LoRA parameters, rank 8",
+        "tokens of a packed pair", "a HaNoRec step",
+    ]  # fmt: skip
+    text = markdown(header, rows)
+    (HERE / "results" / "geometry.md").write_text(text + "\n")
+    print(text)
+
+
+def smolvlm_256m() -> list[str]:
+    tokenizer = tiny.build_tokenizer(["a b"], 400)
+    image = {"longest_edge": 512}
+    processor = hf.SmolVLMProcessor(
+        hf.SmolVLMImageProcessor(size=image, max_image_size=image, do_image_splitting=False), tokenizer,
+        SmolVLMVideoProcessor(), image_seq_len=64, chat_template=tiny.CHAT_TEMPLATE,
+    )  # fmt: skip
+    text = dict(
+        model_type="llama", hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, vocab_size=49280, max_position_embeddings=8192, rope_theta=100_000.0,
+    )  # fmt: skip
+    vision = dict(
+        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, image_size=512,
+        patch_size=16,
+    )  # fmt: skip
+    config = hf.SmolVLMConfig(
+        text_config=text, vision_config=vision, scale_factor=4, tie_word_embeddings=False,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = hf.SmolVLMForConditionalGeneration(config)
+    return row("SmolVLM-256M", 256_484_928, describe(model.eval(), processor))
+
+
+def qwen2_5_vl_3b() -> list[str]:
+    tokenizer = tiny.build_tokenizer(["a b"], 400)
+    special = ["<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    tokenizer.add_special_tokens({"extra_special_tokens": special})
+    id = tokenizer.convert_tokens_to_ids
+    text = dict(
+        hidden_size=2048, intermediate_size=11008, num_hidden_layers=36, num_attention_heads=16, num_key_value_heads=2,
+        vocab_size=151_936, max_window_layers=70, tie_word_embeddings=True,
+        rope_parameters=dict(rope_type="default", rope_theta=1_000_000.0, mrope_section=[16, 24, 24]),
+    )  # fmt: skip
+    vision = dict(
+        depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, out_hidden_size=2048, patch_size=14,
+        spatial_merge_size=2, window_size=112, fullatt_block_indexes=[7, 15, 23, 31], tokens_per_second=2,
+    )  # fmt: skip
+    config = hf.Qwen2_5_VLConfig(
+        text_config=text, vision_config=vision, tie_word_embeddings=True, image_token_id=id("<|image_pad|>"),
+        video_token_id=id("<|video_pad|>"), vision_start_token_id=id("<|vision_start|>"),
+        vision_end_token_id=id("<|vision_end|>"),
+    )  # fmt: skip
+    images = hf.Qwen2VLImageProcessor(
+        patch_size=14, merge_size=2, size={"shortest_edge": 56 * 56, "longest_edge": 12_845_056}
+    )
+    processor = hf.Qwen2_5_VLProcessor(images, tokenizer, Qwen2VLVideoProcessor(), chat_template=CHATML)
+    small = config.to_dict()  # how tokens are laid out does not depend on sizes, and the meta device cannot tell
+    small["text_config"] |= dict(hidden_size=256, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    small["vision_config"] |= dict(depth=1, out_hidden_size=256)
+    layout = describe(hf.Qwen2_5_VLForConditionalGeneration(hf.Qwen2_5_VLConfig(**small)), processor).layout
+    with torch.device("meta"):
+        model = hf.Qwen2_5_VLForConditionalGeneration(config)
+    backbone = Backbone(model.eval(), processor, [], [], [], "<|vision_start|><|image_pad|><|vision_end|>", layout)
+    return row("Qwen2.5-VL-3B (meta)", 3_754_622_976, backbone)
+
+
+def row(name: str, published: int, backbone: Backbone) -> list[str]:
+    """One line: counts, and a HaNoRec step over 5 images a prompt."""
+    parameters = backbone.parameters
+    images = [Image.new("RGB", (512, 512), (40 * n, 90, 120)) for n in range(5)]
+    backbone.model = add_lora(backbone.model)
+    encoder = ImageEncoder(backbone, images, progress=False)
+    ids = [backbone.tokens("a")[0]]
+    for item in range(5):
+        ids = ids + encoder.block(item) + backbone.tokens("a b")
+    pair = [backbone.tokens("a b a"), backbone.tokens("b a b")]
+    placeholders = encoder.block(0).count(backbone.layout.image_token)
+    model = ready_to_train(backbone.model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    real = backbone.device.type != "meta"
+    if real:
+        policy = score(encoder, [Prompt(ids, list(range(5)))], [pair])
+        loss = hanorec_loss(*policy.view(-1, 2).T, *policy.detach().view(-1, 2).T, torch.ones(1)).loss
+    else:  # no number there can be checked for being finite, so the step goes as far as the log-probabilities
+        features = torch.empty(5 * placeholders, backbone.width, device="meta")
+        loss = meta_logps(backbone, encoder, ids, pair, features).sum()
+    loss.backward()
+    norms = all(p.grad is not None and p.grad.shape == p.shape for p in trained)
+    assert norms and (not real or abs(loss.item() - 0.6931) < 1e-3)
+    count = sum(p.numel() for p in trained)
+    step = "ran, loss log 2" if real else "forward and backward ran, gradients of the right shapes"
+    return [name, f"{parameters:,}", f"{published:,}", str(placeholders), f"{count:,}", str(len(ids) + 4), step]
+
+
+def meta_logps(backbone: Backbone, encoder: ImageEncoder, ids: list[int], pair, features: torch.Tensor):
+    from hanorec.packing import packed_inputs
+    from hanorec.scoring import head_at, pack_for
+
+    packed = pack_for(encoder, [Prompt(ids, list(range(5)))], [pair])
+    inputs = packed_inputs(packed, backbone.layout, backbone.device, torch.float32)
+    ready = hf.modeling_outputs.BaseModelOutputWithPooling(pooler_output=[features])
+    with head_at(backbone.model, packed.row.to("meta"), packed.column.to("meta")):
+        logits = backbone.model(**inputs, mm_encoder_outputs={"image": ready}, use_cache=False).logits[0]
+    assert logits.shape == (len(packed.labels), backbone.model.config.get_text_config().vocab_size)
+    return logits.log_softmax(-1)[:, 0]
+
+
+if __name__ == "__main__":
+    main()

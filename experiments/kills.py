@@ -1,0 +1,86 @@
+#!/usr/bin/env python3
+"""Kill training with SIGKILL at random moments, resume it, and compare every byte of what it leaves with a run that was
+never killed.
+
+    python experiments/kills.py              10 kills of SFT and 10 of HaNoRec, tiny backbone, toy catalogue
+    python experiments/kills.py --kills 3
+
+Writes experiments/results/kills.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from hanorec.report import markdown
+
+HERE = Path(__file__).resolve().parent
+SHORT = [
+    "--max-steps", "30", "--train-users", "400", "--batch-size", "8", "--validate-every", "7", "--validate-users", "20",
+    "--checkpoint-every", "2", "--log-every", "1",
+]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=10, help="of each stage (default 10)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
+    args = parser.parse_args()
+    moments, rows = random.Random(args.seed), []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for stage in ("sft", "dpo"):
+            whole = folder / f"{stage}-whole"
+            begun = time.perf_counter()
+            subprocess.run(command(stage, whole, folder), check=True, capture_output=True)
+            lasted, expected = time.perf_counter() - begun, left(whole)
+            for number in range(args.kills):
+                rows.append(one(stage, folder, moments.uniform(0, lasted), expected))
+                print(f"{stage} {number + 1}/{args.kills}: {rows[-1]}", flush=True)
+    identical = sum(row[-1] == "yes" for row in rows)
+    table = markdown(["stage", "killed after, s", "steps written then", "identical"], rows)
+    (HERE / "results" / "kills.md").write_text(
+        f"{identical} of {len(rows)} killed and resumed runs left exactly what the whole run left.\n\n{table}\n"
+    )
+    sys.exit(identical != len(rows))
+
+
+def command(stage: str, output: Path, folder: Path) -> list[str]:
+    own = ["train_sft.py"] if stage == "sft" else ["train_dpo.py", "--sft", str(folder / "sft-whole")]
+    own[0] = str(HERE.parent / own[0])
+    return [sys.executable, *own, "--output", str(output), "--cache", str(folder / "cache"), *SHORT]
+
+
+def one(stage: str, folder: Path, moment: float, expected: dict[str, str]) -> list:
+    """Start, kill after `moment` seconds, resume, compare."""
+    run = folder / f"{stage}-killed"
+    shutil.rmtree(run, ignore_errors=True)
+    process = subprocess.Popen(command(stage, run, folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(moment)
+    process.kill()
+    process.wait()
+    log = run / "metrics.jsonl"
+    steps = sum('"loss"' in line for line in log.read_text().splitlines()) if log.exists() else 0
+    if not (run / "finished.json").exists():
+        how = ["--resume"] if (run / "config.json").exists() else []
+        subprocess.run([*command(stage, run, folder), *how], check=True, capture_output=True)
+    return [stage, f"{moment:.1f}", str(steps), "yes" if left(run) == expected else "NO"]
+
+
+def left(run: Path) -> dict[str, str]:
+    """The SHA-256 of every file of a run, less what names the folder."""
+    files = sorted(path for path in run.rglob("*") if path.is_file() and path.name != "config.json")
+    files = [path for path in files if "checkpoint" not in path.parent.name]  # a finished run may leave its last one
+    return {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+if __name__ == "__main__":
+    main()
