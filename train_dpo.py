@@ -68,7 +68,7 @@ def main() -> None:
 
     # The reference is the SFT model, adapter off; the policy is the same model with a fresh adapter.
     backbone.model = add_lora(backbone.model, **lora_options(options))
-    model = ready_to_train(backbone.model, checkpointing=options.gradient_checkpointing)
+    model = ready_to_train(backbone.model, options)
     total = total_steps(len(examples), options)
     optimizer = optimizer_for(model, options.learning_rate, options.weight_decay)
     schedule = cosine_schedule(optimizer, total, options.warmup)
@@ -101,20 +101,20 @@ def main() -> None:
             with perturbed_lora(model, lora_noise, generator=run.generator()):
                 if len(own) != 1:  # Eq. 8 is over the whole batch: where that takes several forwards, look ahead
                     with torch.no_grad():
-                        margins = [log_ratio_margin(*log_probabilities(part)) for part in own]
-                    eta = responsiveness(options.beta * processes.everyones(margins))
-                for part in own:
+                        margins = [(log_ratio_margin(*log_probabilities(part)), share) for part, share in own]
+                    eta = responsiveness(options.beta * everyones(margins))
+                for part, share in own:
                     logps = log_probabilities(part)
                     if eta is None:
-                        eta = responsiveness(options.beta * processes.everyones([log_ratio_margin(*logps)]))
+                        eta = responsiveness(options.beta * everyones([(log_ratio_margin(*logps), share)]))
                     weight = hardness[part].flatten().to(logps[0].device)
                     output = hanorec_loss(*logps, weight, beta=options.beta, responsiveness=eta)
-                    run.backward(output.loss * len(part) / len(batch))
-                    outputs.append(output)
+                    run.backward(output.loss * share)
+                    outputs += [output] if share else []
             numbers = summary(outputs, hardness[batch])
             run.log(**numbers, gradient_norm=run.update(), learning_rate=schedule.get_last_lr()[0])
             run.consider(lambda: validation(prompts, held_out, options.forward_tokens))
-        run.finish(lambda folder: save_model(backbone, folder, merge=options.merge))
+        run.finish(lambda folder, weights: save_model(backbone, folder, weights, merge=options.merge))
 
 
 def split_by_epoch(
@@ -131,6 +131,11 @@ def split_by_epoch(
     return found
 
 
+def everyones(margins: list[tuple[Tensor, float]]) -> Tensor:
+    """The margins of all processes' parts, but of those that have no share of the batch."""
+    return processes.everyones([margin for margin, share in margins if share])
+
+
 def by_pair(policy: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Policy chosen, policy rejected, reference chosen, reference rejected: [pairs] each, from [examples, 1 + pairs]
     tables whose first column is the chosen response. A chosen response stands beside each of its rejected ones."""
@@ -142,8 +147,8 @@ def by_pair(policy: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Tensor, 
 def summary(outputs: list[LossOutput], hardness: Tensor) -> dict[str, float]:
     """A step's line of the log, over all processes' pairs. margin: β Δ, the difference of the rewards, in nats."""
     kept = ("losses", "beta", "chosen_rewards", "rejected_rewards")
-    own = [torch.stack([getattr(o, name).detach() for name in kept], dim=1).cpu() for o in outputs]
-    losses, beta, chosen, rejected = torch.tensor(processes.joined(torch.cat([torch.empty(0, 4), *own]).tolist())).T
+    own = [torch.stack([getattr(o, name) for name in kept] + [o.responsiveness.expand_as(o.beta)], 1) for o in outputs]
+    losses, beta, chosen, rejected, eta = processes.everyones(own, 5).T
     return {
         "loss": losses.mean(),
         "margin": (chosen - rejected).mean(),
@@ -155,7 +160,7 @@ def summary(outputs: list[LossOutput], hardness: Tensor) -> dict[str, float]:
         "beta_max": beta.max(),
         "hardness_mean": hardness.mean(),
         "hardness_std": hardness.std(correction=0),
-        "responsiveness": processes.joined([float(o.responsiveness) for o in outputs])[0],
+        "responsiveness": eta[0],
     }
 
 

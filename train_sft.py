@@ -45,7 +45,7 @@ def main() -> None:
 
     responses = [[prompts.chosen(example)] for example in examples]
 
-    model = ready_to_train(backbone.model, checkpointing=options.gradient_checkpointing)
+    model = ready_to_train(backbone.model, options)
     total = total_steps(len(examples), options)
     optimizer = optimizer_for(model, options.learning_rate, options.weight_decay)
     schedule = cosine_schedule(optimizer, total, options.warmup)
@@ -54,17 +54,17 @@ def main() -> None:
         lengths = [prompts.length(example, answers) for example, answers in zip(examples, responses)]
         for batch in run.steps([example.user for example in examples], lengths):
             tokens, loss = sum(len(responses[i][0]) for i in batch), torch.zeros((), device=backbone.device)
-            for part in run.parts(batch):
+            for part, share in run.parts(batch):
                 run.seed(part)
                 asked = [prompts.prompt(examples[i]) for i in part]
                 logps = score(encoder, asked, [responses[i] for i in part])
-                part_loss = -logps.sum() / tokens  # nats a token, over the whole step
+                part_loss = -logps.sum() / tokens * bool(share)  # nats a token, over the whole step
                 run.backward(part_loss)
                 loss += part_loss.detach()
             processes.summed([loss])
             run.log(loss=loss, gradient_norm=run.update(), learning_rate=schedule.get_last_lr()[0])
             run.consider(lambda: validation(prompts, held_out, options.forward_tokens))
-        run.finish(lambda folder: save_model(backbone, folder, merge=options.merge))
+        run.finish(lambda folder, weights: save_model(backbone, folder, weights, merge=options.merge))
 
 
 if __name__ == "__main__":

@@ -24,9 +24,9 @@ from hanorec.backbone import Backbone, describe
 from hanorec.images import ImageEncoder
 from hanorec.lora import add_lora, ready_to_train
 from hanorec.losses import hanorec_loss
-from hanorec.packing import Prompt
+from hanorec.packing import Prompt, packed_inputs
 from hanorec.report import markdown
-from hanorec.scoring import score
+from hanorec.scoring import head_at, pack_for, score
 
 HERE = Path(__file__).resolve().parent
 CHATML = (
@@ -85,19 +85,21 @@ def qwen2_5_vl_3b() -> list[str]:
         depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, out_hidden_size=2048, patch_size=14,
         spatial_merge_size=2, window_size=112, fullatt_block_indexes=[7, 15, 23, 31], tokens_per_second=2,
     )  # fmt: skip
-    config = hf.Qwen2_5_VLConfig(
-        text_config=text, vision_config=vision, tie_word_embeddings=True, image_token_id=id("<|image_pad|>"),
-        video_token_id=id("<|video_pad|>"), vision_start_token_id=id("<|vision_start|>"),
-        vision_end_token_id=id("<|vision_end|>"),
+    tokens = dict(
+        image_token_id=id("<|image_pad|>"), video_token_id=id("<|video_pad|>"),
+        vision_start_token_id=id("<|vision_start|>"), vision_end_token_id=id("<|vision_end|>"),
+        tie_word_embeddings=True,
     )  # fmt: skip
+    # How tokens are laid out does not depend on sizes, and the meta device could not tell: a small model is asked.
+    small_text = text | dict(hidden_size=256, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    small_vision = vision | dict(depth=1, out_hidden_size=256)
+    small = hf.Qwen2_5_VLConfig(text_config=small_text, vision_config=small_vision, **tokens)
+    config = hf.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **tokens)
     images = hf.Qwen2VLImageProcessor(
         patch_size=14, merge_size=2, size={"shortest_edge": 56 * 56, "longest_edge": 12_845_056}
     )
     processor = hf.Qwen2_5_VLProcessor(images, tokenizer, Qwen2VLVideoProcessor(), chat_template=CHATML)
-    small = config.to_dict()  # how tokens are laid out does not depend on sizes, and the meta device cannot tell
-    small["text_config"] |= dict(hidden_size=256, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
-    small["vision_config"] |= dict(depth=1, out_hidden_size=256)
-    layout = describe(hf.Qwen2_5_VLForConditionalGeneration(hf.Qwen2_5_VLConfig(**small)), processor).layout
+    layout = describe(hf.Qwen2_5_VLForConditionalGeneration(small).eval(), processor).layout
     with torch.device("meta"):
         model = hf.Qwen2_5_VLForConditionalGeneration(config)
     backbone = Backbone(model.eval(), processor, [], [], [], "<|vision_start|><|image_pad|><|vision_end|>", layout)
@@ -122,8 +124,7 @@ def row(name: str, published: int, backbone: Backbone) -> list[str]:
         policy = score(encoder, [Prompt(ids, list(range(5)))], [pair])
         loss = hanorec_loss(*policy.view(-1, 2).T, *policy.detach().view(-1, 2).T, torch.ones(1)).loss
     else:  # no number there can be checked for being finite, so the step goes as far as the log-probabilities
-        features = torch.empty(5 * placeholders, backbone.width, device="meta")
-        loss = meta_logps(backbone, encoder, ids, pair, features).sum()
+        loss = meta_logps(backbone, encoder, ids, pair).sum()
     loss.backward()
     norms = all(p.grad is not None and p.grad.shape == p.shape for p in trained)
     assert norms and (not real or abs(loss.item() - 0.6931) < 1e-3)
@@ -132,15 +133,18 @@ def row(name: str, published: int, backbone: Backbone) -> list[str]:
     return [name, f"{parameters:,}", f"{published:,}", str(placeholders), f"{count:,}", str(len(ids) + 4), step]
 
 
-def meta_logps(backbone: Backbone, encoder: ImageEncoder, ids: list[int], pair, features: torch.Tensor):
-    from hanorec.packing import packed_inputs
-    from hanorec.scoring import head_at, pack_for
-
+def meta_logps(backbone: Backbone, encoder: ImageEncoder, ids: list[int], pair) -> torch.Tensor:
+    """The vision tower's features, from random weights, have the shape of the placeholders; then the language model's
+    log-probabilities without them: how many placeholders they fill is a number, which the meta device cannot count."""
+    pixels = encoder.held[0]
+    with torch.no_grad():
+        tower = type(backbone.model.get_base_model().model.visual)(backbone.model.config.vision_config).eval()
+        features = tower(pixels["pixel_values"], grid_thw=pixels["image_grid_thw"]).pooler_output
+    assert features.shape == (ids.count(backbone.layout.image_token) // 5, backbone.width), features.shape
     packed = pack_for(encoder, [Prompt(ids, list(range(5)))], [pair])
     inputs = packed_inputs(packed, backbone.layout, backbone.device, torch.float32)
-    ready = hf.modeling_outputs.BaseModelOutputWithPooling(pooler_output=[features])
     with head_at(backbone.model, packed.row.to("meta"), packed.column.to("meta")):
-        logits = backbone.model(**inputs, mm_encoder_outputs={"image": ready}, use_cache=False).logits[0]
+        logits = backbone.model(**inputs, use_cache=False).logits[0]
     assert logits.shape == (len(packed.labels), backbone.model.config.get_text_config().vocab_size)
     return logits.log_softmax(-1)[:, 0]
 

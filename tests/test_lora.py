@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -87,9 +89,9 @@ def adapted(encoder):
     return encoder, [Prompt(word("Tide of ") + encoder.block(3), [3])], [[word("Orbit Bara"), word("Comet")]]
 
 
-def noisy_gradients(adapted, noise: str, **ready) -> torch.Tensor:
+def noisy_gradients(adapted, noise: str, checkpointing: bool = False) -> torch.Tensor:
     encoder, prompts, answers = adapted
-    model = ready_to_train(encoder.backbone.model, **ready)
+    model = ready_to_train(encoder.backbone.model, SimpleNamespace(gradient_checkpointing=checkpointing))
     model.zero_grad()
     torch.manual_seed(5)
     generator = torch.Generator().manual_seed(7)

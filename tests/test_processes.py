@@ -9,20 +9,26 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 from safetensors.torch import load_file
 
 from hanorec import processes
 
 SHORT = ["--max-steps", 4, "--validate-every", 2, "--validate-users", 7, "--batch-size", 5, "--candidates", 6]
-STAGES = [  # batches of 5 over 2 processes: shares of 3 and 2; the odd number of validation users too
-    ("train_sft", "--output", "{}/sft", "--data", "DATA", *SHORT, "--train-users", 13, "--log-every", 1),
-    ("train_dpo", "--sft", "ONE/sft", "--output", "{}/hanorec", *SHORT, "--lora-dropout", 0, "--log-every", 1),
-    ("train_dpo", "--sft", "ONE/sft", "--output", "{}/split", *SHORT, "--lora-dropout", 0, "--log-every", 1,
-     "--forward-tokens", 150, "--noise", "lora", "--noise-std", 0.01, "--recipe", "calibrated"),
-    ("evaluate", "--runs", "{}/hanorec", "ONE/sft", "--users", 9, "--candidates", "6"),
-    ("evaluate", "--runs", "{}/hanorec", "--users", 5, "--candidates", "all"),
-]  # fmt: skip
+LOG = ["--log-every", 1, "--lora-dropout", 0]
+SPLIT = ["--forward-tokens", 150]
+STAGES = {  # batches of 5 over 2 processes: shares of 3 and 2, in parts of unequal numbers where they are split
+    "sft": ("train_sft", "--output", "HERE/sft", "--data", "DATA", *SHORT, *LOG, "--train-users", 13),
+    "lora": ("train_sft", "--output", "HERE/lora", "--data", "DATA", *SHORT, *LOG, *SPLIT, "--lora", "on",
+             "--learning-rate", 1e-4),
+    "hanorec": ("train_dpo", "--sft", "ONE/sft", "--output", "HERE/hanorec", *SHORT, *LOG),
+    "split": ("train_dpo", "--sft", "ONE/sft", "--output", "HERE/split", *SHORT, *LOG, *SPLIT, "--recipe", "calibrated"),
+    "noise": ("train_dpo", "--sft", "ONE/sft", "--output", "HERE/noise", *SHORT, *LOG, "--noise", "lora"),
+    "evaluate": ("evaluate", "--runs", "HERE/hanorec", "ONE/sft", "--users", 9, "--candidates", "6"),
+    "all": ("evaluate", "--runs", "HERE/hanorec", "--users", 5, "--candidates", "all"),
+}  # fmt: skip
+SHARDED = ["lora", "hanorec", "split"]
 
 
 def call(stages: list[list[str]]) -> None:
@@ -31,50 +37,57 @@ def call(stages: list[list[str]]) -> None:
         importlib.import_module(name).main()
 
 
-def stages(base, name, data) -> list[list[str]]:
-    """What one or two processes do. DPO starts from one process's SFT model, so that the stages are compared apart."""
-    places = {"DATA": data, "ONE": base / "one", "{}": base / name}
+def stages(base, name, data, wanted) -> list[list[str]]:
+    """What a group of processes does. DPO starts from one process's SFT model, so that the stages are compared apart."""
+    places = {"DATA": data, "ONE": base / "one", "HERE": base / name}
 
     def placed(part) -> str:
         for word, place in places.items():
             part = str(part).replace(word, str(place))
         return part
 
-    return [[placed(part) for part in stage] for stage in STAGES]
+    return [[placed(part) for part in STAGES[stage]] for stage in wanted]
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory, toy_folder):
+def base(tmp_path_factory, toy_folder):
+    """Runs of one process (in folder one), of two (two), and of two with sharded weights (sharded)."""
     base = tmp_path_factory.mktemp("processes")
     before = sys.argv
-    call(stages(base, "one", toy_folder))
+    call(stages(base, "one", toy_folder, STAGES))
     sys.argv = before
-    (base / "stages.json").write_text(json.dumps(stages(base, "two", toy_folder)))
-    program = base / "program.py"
-    program.write_text(
-        f"import json\nfrom tests.test_processes import call\ncall(json.load(open({str(base / 'stages.json')!r})))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517", str(program)],
-        cwd=ROOT, capture_output=True, text=True, timeout=280,
-        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    return base / "one", base / "two"
+    for port, (name, wanted, more) in enumerate(
+        [("two", [*STAGES], {}), ("sharded", SHARDED, {"ACCELERATE_USE_FSDP": "true"})], 29517
+    ):
+        (base / f"{name}.json").write_text(json.dumps(stages(base, name, toy_folder, wanted)))
+        program = base / f"{name}.py"
+        program.write_text(
+            f"import json\nfrom tests.test_processes import call\ncall(json.load(open({str(base / name)!r} + '.json')))\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port), program],
+            cwd=ROOT, capture_output=True, text=True, timeout=280,
+            env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"} | more,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-4000:]
+    return base
 
 
 def lines(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("run", ["sft", "hanorec", "split"])
-def test_losses_beta_and_weights_are_those_of_one_process(folders, run):
-    one, two = folders
+TRAINED = ["sft", "lora", "hanorec", "split", "noise"]
+
+
+@pytest.mark.parametrize("name, run", [*(("two", run) for run in TRAINED), *(("sharded", run) for run in SHARDED)])
+def test_losses_beta_and_weights_are_those_of_one_process(base, name, run):
+    one, two = base / "one", base / name
     assert len(lines(one / run)) == 6  # four steps and two validations
     for alone, together in zip(lines(one / run), lines(two / run), strict=True):
         assert together == pytest.approx(alone, abs=1e-5, rel=1e-5) if "loss" in alone else together == alone
-    name = "model.safetensors" if run == "sft" else "adapter_model.safetensors"
-    alone, together = load_file(one / run / "model" / name), load_file(two / run / "model" / name)
+    file = "model.safetensors" if run == "sft" else "adapter_model.safetensors"
+    alone, together = load_file(one / run / "model" / file), load_file(two / run / "model" / file)
     assert alone.keys() == together.keys()
     # A key's bias moves no attention: its gradient is zero but for rounding, which Adam scales up to a step.
     compared = [key for key in alone if not key.endswith("k_proj.bias")]
@@ -82,11 +95,15 @@ def test_losses_beta_and_weights_are_those_of_one_process(folders, run):
 
 
 @pytest.mark.parametrize("name", ["evaluation-test-next", "evaluation-test-next-all"])
-def test_metrics_are_exactly_those_of_one_process(folders, name):
-    one, two = (json.loads((folder / "hanorec" / f"{name}.json").read_text())["measures"] for folder in folders)
+def test_metrics_are_exactly_those_of_one_process(base, name):
+    one, two = (
+        json.loads((base / folder / "hanorec" / f"{name}.json").read_text())["measures"] for folder in ("one", "two")
+    )
     assert [*one.values()] == [*two.values()] and len(one) > 3  # the methods' names hold the folders
 
 
 def test_one_process_shares_with_nobody():
     assert (processes.rank(), processes.count(), processes.is_first()) == (0, 1, True)
-    assert processes.mine([1, 2, 3]) == processes.joined([1, 2, 3]) == [1, 2, 3]
+    assert processes.spread(str, [1, 2, 3]) == ["1", "2", "3"] and processes.most(4) == 4
+    assert processes.everyones([torch.ones(2), torch.zeros(1)]).tolist() == [1, 1, 0]
+    assert processes.everyones([], 5).shape == (0, 5) and not processes.sharding()

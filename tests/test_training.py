@@ -56,7 +56,7 @@ def train(folder, *, stop_at=None, bad_at=None, **changes):
             running(loss[None].detach())
             run.log(loss=loss, scale=running.scale)
             run.consider(lambda: ("quality", -float(model.weight.detach().abs().sum())))
-        run.finish(lambda f: torch.save(model.state_dict(), f / "model.pt"))
+        run.finish(lambda f, weights: torch.save(weights, f / "model.pt"))
     return batches
 
 
@@ -99,8 +99,12 @@ def test_a_step_over_the_token_budget_is_split(tmp_path):
     batch = next(run.steps(USERS, [12, 1, 9, 3, 3, 30, 2, 7, 4, 6]))
     run.lengths = [12, 1, 9, 3, 3, 30, 2, 7, 4, 6]
     parts = run.parts([0, 2, 5, 7])  # of 12, 9, 30 and 7 tokens
-    assert parts == [[5], [0], [2, 7]]  # 30 alone is over the budget; 2 × 12 would be; 2 × 9 fits
-    assert sorted(sum(run.parts(batch), [])) == sorted(batch)
+    assert parts == [
+        ([5], 0.25),
+        ([0], 0.25),
+        ([2, 7], 0.5),
+    ]  # 30 alone is over the budget; 2 × 12 would be; 2 × 9 fits
+    assert sorted(sum((part for part, _ in run.parts(batch)), [])) == sorted(batch)
 
 
 def same_outcome(one, other):

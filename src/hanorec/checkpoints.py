@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hanorec import processes
 from hanorec.catalog import DataError
 
 NEWEST, BEFORE, FRESH = "checkpoint", "checkpoint.old", "checkpoint.new"
@@ -85,7 +86,7 @@ def discard(folder: Path) -> None:
 def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """An optimizer's state as "<what> <parameter's name>" → tensor."""
     return {
-        f"{what} {name}": torch.as_tensor(value)
+        f"{what} {name}": processes.whole(torch.as_tensor(value))
         for name, parameter in model.named_parameters()
         for what, value in optimizer.state.get(parameter, {}).items()
     }
@@ -98,8 +99,11 @@ def set_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tens
     for key, value in tensors.items():
         what, name = key.split(" ", 1)
         parameter = parameters[name]
-        place = "cpu" if what == "step" and not optimizer.defaults.get("fused") else parameter.device
-        optimizer.state.setdefault(parameter, {})[what] = value.to(place)
+        state = optimizer.state.setdefault(parameter, {})
+        if what == "step":
+            state[what] = value.to(parameter.device if optimizer.defaults.get("fused") else "cpu")
+        else:
+            state[what] = processes.like(value, parameter)
 
 
 def replace_text(path: Path, text: str) -> None:

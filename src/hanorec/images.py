@@ -66,9 +66,7 @@ class ImageEncoder:
                 keys = [content_fingerprint(made_from, *shard) if files else "" for shard in shards]
                 cache = cache if files else None
                 if cache and processes.count() > 1:  # each makes its share, then all read everything
-                    for shard, key in processes.mine(list(zip(shards, keys))):
-                        self._shard(shard, key, cache, bar)
-                    processes.wait()
+                    processes.spread(lambda one: self._shard(*one, cache, bar) and None, list(zip(shards, keys)))
                 for shard, key in zip(shards, keys):
                     self._add(*self._shard(shard, key, cache, bar))
                     self.fingerprint = content_fingerprint(self.fingerprint, key)

@@ -11,8 +11,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 
+from hanorec import processes
 from hanorec.backbone import language_model
 from hanorec.catalog import DataError
+from hanorec.images import vision_trains
 
 
 def add_lora(
@@ -52,13 +54,24 @@ def lora_options(options) -> dict:
     )
 
 
-def ready_to_train(model: torch.nn.Module, *, checkpointing: bool = False) -> torch.nn.Module:
-    """What trains in float32, training mode on. checkpointing: compute activations again in the backward."""
+def ready_to_train(model: torch.nn.Module, options) -> torch.nn.Module:
+    """What trains in float32, training mode on, activations computed again in the backward if the options say so,
+    weights sharded if the launcher says so.
+
+    Errors: DataError for options that do not go with sharded weights.
+    """
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # a step of 1e-4 is lost in half precision
-    if checkpointing:
+    if options.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
+    if processes.sharding():
+        given = {"--merge": options.merge, "--noise lora": getattr(options, "noise", "") == "lora",
+                 "a vision tower that trains": vision_trains(model)}  # fmt: skip
+        for what in (name for name, is_given in given.items() if is_given):
+            raise DataError(f"{what} does not go with sharded weights (FSDP)")
+        plain = model.get_base_model() if isinstance(model, PeftModel) else model
+        processes.shard(model, language_model(plain).layers)
     return model.train()
 
 

@@ -1,20 +1,24 @@
 """One program in one process or in many, on one machine or several: who I am, what is mine, and what all have together.
 
 Started by `accelerate launch` or `torchrun`, the processes share the work on every batch; started plainly there is one.
+Each holds the whole model, unless `accelerate launch` is given an FSDP config: then each holds a share of every weight.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import zip_longest
+import os
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
-T = TypeVar("T")
+T, R = TypeVar("T"), TypeVar("R")
 
 
 def _state() -> PartialState:
@@ -47,31 +51,61 @@ def wait() -> None:
     _state().wait_for_everyone()
 
 
-def mine(things: Sequence[T]) -> list[T]:
-    """This process's share of some things: every `count`-th."""
-    return list(things[rank() :: count()])
+def spread(work: Callable[[T], R], things: Sequence[T]) -> list[R]:
+    """`work` done on all things, each by one process, for everyone. All processes work equally often (where weights are
+    sharded, a forward takes all of them), so some work may be done twice."""
+    own = things[rank() :: count()]
+    again = -(-len(things) // count()) - len(own)  # 0 or 1
+    shares = gather_object([[work(thing) for thing in (*own, *things[:again])]])
+    return [result for row in zip(*shares) for result in row][: len(things)]
 
 
-def joined(own: Sequence[T]) -> list[T]:
-    """All processes' shares, put back into the order that `mine` took them from."""
-    if count() == 1:
-        return list(own)
-    shares = gather_object([list(own)])
-    missing = object()
-    return [thing for row in zip_longest(*shares, fillvalue=missing) for thing in row if thing is not missing]
+def everyones(values: Sequence[Tensor], *columns: int) -> Tensor:
+    """All processes' values, of each any number of [n, *columns], in one tensor on the CPU, without gradient."""
+    own = torch.cat([torch.empty(0, *columns), *(value.detach().cpu() for value in values)])
+    return own if count() == 1 else torch.tensor(sum(gather_object([own.tolist()]), [])).view(-1, *columns)
 
 
-def everyones(values: Sequence[Tensor]) -> Tensor:
-    """All processes' values, of each any number of [n], in one tensor on the CPU, without gradient."""
-    own = torch.cat([torch.empty(0), *(value.detach().cpu() for value in values)])
-    return own if count() == 1 else torch.tensor(sum(gather_object([own.tolist()]), []))
+def most(number: int) -> int:
+    """The largest of all processes' numbers."""
+    return max(gather_object([number]))
 
 
 def summed(tensors: Sequence[Tensor]) -> None:
-    """Replace each tensor by its sum over all processes, in place, in one message."""
+    """Replace each tensor by its sum over all processes, in place, in one message. Sharded ones are sums already."""
+    tensors = [tensor for tensor in tensors if not isinstance(tensor, DTensor)]
     if count() == 1 or not tensors:
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     torch.distributed.all_reduce(flat)
     for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
         tensor.copy_(total.view_as(tensor))
+
+
+# sharded weights
+
+
+def sharding() -> bool:
+    """Whether weights are to be sharded: `accelerate launch` was given an FSDP config."""
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true" and count() > 1
+
+
+def shard(model: torch.nn.Module, layers: Sequence[torch.nn.Module]) -> None:
+    """Leave each process a share of every weight. A layer's are put together while it computes, and its gradients are
+    summed over the processes."""
+    mesh = init_device_mesh(device().type, (count(),))
+    for module in (*layers, model):
+        fully_shard(module, mesh=mesh)
+        module.set_gradient_divide_factor(1.0)  # a sum, not a mean
+        module.set_force_sum_reduction_for_comms(True)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor, put together from all processes where it is sharded; then all processes must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(tensor: Tensor, other: Tensor) -> Tensor:
+    """A whole tensor, sharded if `other` is."""
+    tensor = tensor.to(other.device)
+    return distribute_tensor(tensor, other.device_mesh, other.placements) if isinstance(other, DTensor) else tensor

@@ -103,15 +103,18 @@ def ask_model(
         titles = everything.pool.union(*(e.targets for e in examples))
         trie = full_ranking.Trie({item: prompts.name([item]) for item in sorted(titles)})
         ask = partial(_ask_everything, trie=trie, everything=everything)
-    parts = []
-    with tqdm(total=len(examples), desc=progress, unit="user", disable=not progress, leave=False) as bar:
-        for batch in processes.mine(batches(lengths, forward_tokens)):
-            parts.append((batch, ask(prompts, [examples[i] for i in batch])))
-            bar.update(len(batch))
+    parts = batches(lengths, forward_tokens)
+    quiet = not progress or not processes.is_first()
+    with tqdm(total=len(examples), desc=progress, unit="user", disable=quiet, leave=False) as bar:
+
+        def answer(batch: list[int]) -> Answers:
+            bar.update(processes.count() * len(batch))
+            return ask(prompts, [examples[i] for i in batch])
+
+        answers = processes.spread(answer, parts)
     model.train(was_training)
-    rows, answers = zip(*processes.joined(parts))
     whole = Answers(*(None if part[0] is None else np.concatenate(part) for part in zip(*answers)))
-    return whole.take(np.argsort(np.concatenate(rows)))
+    return whole.take(np.argsort(np.concatenate(parts)))
 
 
 def _ask_everything(

@@ -76,10 +76,11 @@ def _with_adapter(backbone: Backbone, folder: Path, base: str) -> PeftModel:
         raise DataError(f"{folder}: its adapter does not fit the {base}: {str(error).splitlines()[0]}") from error
 
 
-def save_model(backbone: Backbone, folder: Path, *, merge: bool = False) -> None:
-    """Write the model, or its adapter alone, into a run's folder in Hugging Face or PEFT format. merge: the model with
-    its adapter in its weights too, as a checkpoint of its own."""
-    backbone.model.save_pretrained(folder / MODEL)
+def save_model(backbone: Backbone, folder: Path, weights: dict[str, Tensor], *, merge: bool = False) -> None:
+    """Write the model, or its adapter alone, into a run's folder in Hugging Face or PEFT format. weights: those that
+    trained, put together. merge: the model with its adapter in its weights too, as a checkpoint of its own."""
+    held = {"state_dict": weights} if processes.sharding() else {}
+    backbone.model.save_pretrained(folder / MODEL, **held)
     if not isinstance(backbone.model, PeftModel):
         backbone.processor.save_pretrained(folder / MODEL)
     elif merge:
@@ -113,14 +114,16 @@ def reference_logps(
     def make() -> dict[str, Tensor]:
         prompts.encoder.backbone.model.eval()
         lengths = [len(prompt.ids) + sum(map(len, answers)) for prompt, answers in zip(asked, responses)]
-        table = torch.zeros(len(asked), len(responses[0]))
+        parts = batches(lengths, forward_tokens)
         with tqdm(total=len(asked), desc="reference", unit="prompt", leave=False) as bar:
-            for batch in processes.mine(batches(lengths, forward_tokens)):
-                logps = score(prompts.encoder, [asked[i] for i in batch], [responses[i] for i in batch])
-                table[batch] = logps.view(len(batch), -1).cpu()
-                bar.update(len(batch))
-        processes.summed([table])
-        return {"logps": table}
+
+            def logps(batch: list[int]) -> Tensor:
+                bar.update(processes.count() * len(batch))
+                found = score(prompts.encoder, [asked[i] for i in batch], [responses[i] for i in batch])
+                return found.view(len(batch), -1).cpu()
+
+            found = torch.cat(processes.spread(logps, parts))
+        return {"logps": found[torch.tensor(sum(parts, [])).argsort()]}
 
     sequences = [
         ids for prompt, answers in zip(asked, responses) for ids in (prompt.ids, prompt.images, *answers)

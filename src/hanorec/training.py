@@ -141,12 +141,18 @@ class Run:
                 self.save()
         self.bar.close()
 
-    def parts(self, batch: list[int]) -> list[list[int]]:
+    def parts(self, batch: list[int]) -> list[tuple[list[int], float]]:
         """This process's share of a step's examples, in as many parts as `forward_tokens` asks for, similar lengths
-        together."""
-        own = processes.mine(batch)
+        together; and of each part the share of the batch that it is.
+
+        Where weights are sharded, a forward takes all processes: one that has fewer parts gets some of no weight.
+        """
+        own = batch[processes.rank() :: processes.count()]
         found = batches([self.lengths[i] for i in own], self.options.forward_tokens)
-        return [[own[k] for k in part] for part in found]
+        parts = [([own[k] for k in part], len(part) / len(batch)) for part in found]
+        if processes.sharding():
+            parts += [(batch[:1], 0.0)] * (processes.most(len(parts)) - len(parts))
+        return parts
 
     def seed(self, part: list[int]) -> None:
         """Let what is random in a forward (dropout) depend on seed, step and examples alone."""
@@ -176,7 +182,7 @@ class Run:
         self.scaler.update()
         self.schedule.step()
         self.optimizer.zero_grad()
-        return norm
+        return processes.whole(norm)
 
     def log(self, **values: float) -> None:
         """A line of metrics.jsonl every `log_every` steps, and the progress bar."""
@@ -198,12 +204,13 @@ class Run:
             self.best, self.best_step = value, done
             self.best_weights = {k: v.clone() for k, v in self._weights().items()}
 
-    def finish(self, save: Callable[[Path], object]) -> None:
-        """Put the best state back, save it into the run's folder and drop the checkpoint."""
+    def finish(self, save: Callable[[Path, dict[str, torch.Tensor]], object]) -> None:
+        """Put the best state back, give it to `save` with the run's folder and drop the checkpoint."""
         if self.best_weights:
             self._set_weights(self.best_weights)
+        weights = self._weights()
         if processes.is_first():
-            save(self.folder)
+            save(self.folder, weights)
             finished = {"steps": self.total, "best_step": self.best_step, "best": self.best}
             checkpoints.replace_text(self.folder / "finished.json", json.dumps(finished, indent=1) + "\n")
             checkpoints.discard(self.folder)
@@ -246,7 +253,8 @@ class Run:
                 file.write(json.dumps(line) + "\n")
 
     def _weights(self) -> dict[str, torch.Tensor]:
-        return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+        """What trains, put together."""
+        return {name: processes.whole(p.detach()) for name, p in self.model.named_parameters() if p.requires_grad}
 
     def _set_weights(self, weights: dict[str, torch.Tensor]) -> None:
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
@@ -254,17 +262,17 @@ class Run:
             raise ValueError(f"weights of other layers ({len(weights)} there, {len(trained)} here)")
         with torch.no_grad():
             for name, parameter in trained.items():
-                parameter.copy_(weights[name])
+                parameter.copy_(processes.like(weights[name], parameter))
 
     def save(self) -> None:
         """Write a checkpoint: everything that the rest of the run depends on."""
-        if not processes.is_first():
-            return
         tensors = {
             "weights": self._weights(),
             "best": self.best_weights,
             "optimizer": checkpoints.optimizer_tensors(self.model, self.optimizer),
         }
+        if not processes.is_first():
+            return
         best = None if self.best_step is None else self.best
         scale, scaler = getattr(self.running, "scale", None), self.scaler.state_dict()
         state = dict(step=self.step, best=best, best_step=self.best_step, scale=scale, scaler=scaler)
