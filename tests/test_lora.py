@@ -77,6 +77,14 @@ def test_lora_goes_where_it_is_asked_to(encoder):
         add_lora(encoder.backbone.model, targets="q_proj,up_prog")
 
 
+@pytest.mark.parametrize("option", [{"merge": True}, {"noise": "lora"}])
+def test_what_does_not_go_with_sharded_weights_is_refused(encoder, monkeypatch, option):
+    monkeypatch.setattr("hanorec.processes.sharding", lambda: True)
+    options = SimpleNamespace(**{"gradient_checkpointing": False, "merge": False, "noise": "logits"} | option)
+    with pytest.raises(DataError, match="does not go with sharded weights"):
+        ready_to_train(add_lora(encoder.backbone.model), options)
+
+
 @pytest.fixture
 def adapted(encoder):
     """An adapter whose B is not zero, and a question with two answers."""

@@ -56,18 +56,18 @@ def base(tmp_path_factory, toy_folder):
     before = sys.argv
     call(stages(base, "one", toy_folder, STAGES))
     sys.argv = before
-    for port, (name, wanted, more) in enumerate(
-        [("two", [*STAGES], {}), ("sharded", SHARDED, {"ACCELERATE_USE_FSDP": "true"})], 29517
-    ):
+    torchrun = ["torch.distributed.run", "--nproc-per-node", 2, "--master-port", 29517]
+    sharded = ["accelerate.commands.launch", "--config_file", ROOT / "configs" / "fsdp.yaml", "--num_processes", 2,
+               "--main_process_port", 29518]  # fmt: skip
+    for name, wanted, launcher in (("two", STAGES, torchrun), ("sharded", SHARDED, sharded)):
         (base / f"{name}.json").write_text(json.dumps(stages(base, name, toy_folder, wanted)))
         program = base / f"{name}.py"
         program.write_text(
             f"import json\nfrom tests.test_processes import call\ncall(json.load(open({str(base / name)!r} + '.json')))\n"
         )
         done = subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port), program],
-            cwd=ROOT, capture_output=True, text=True, timeout=280,
-            env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"} | more,
+            [sys.executable, "-m", *map(str, launcher), str(program)], cwd=ROOT, capture_output=True, text=True, timeout=280,
+            env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-4000:]
     return base
