@@ -6,6 +6,7 @@ on its device) or `Prompts` on top of it. Training scripts and `evaluate.py` loa
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -83,7 +84,12 @@ def save_model(backbone: Backbone, folder: Path, weights: dict[str, Tensor], *, 
     backbone.model.save_pretrained(folder / MODEL, **held)
     if not isinstance(backbone.model, PeftModel):
         backbone.processor.save_pretrained(folder / MODEL)
-    elif merge:
+        return
+    path = folder / MODEL / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["target_modules"].sort()  # PEFT writes a set, in another order every time
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if merge:
         backbone.model.merge_and_unload().save_pretrained(folder / MERGED)
         backbone.processor.save_pretrained(folder / MERGED)
 
