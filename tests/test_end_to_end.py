@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 
+import families
 import pytest
 import torch
 
@@ -253,6 +254,40 @@ def test_what_a_user_can_mend_is_one_line_and_exit_status_2(script, toy_folder, 
     broken = shutil.copytree(toy_folder, tmp_path / "toy")
     (broken / "train.tsv").write_text("u0 1 2 3\n")
     fails(sft(script, broken, tmp_path, "f"), "train.tsv:1: expected user<TAB>item")
+
+
+def test_an_adapter_for_another_base_model_is_refused(script, toy_folder, runs, random_backbone):
+    """The random backbone has another vocabulary, and the same names of layers."""
+    assert sft(script, toy_folder, runs, "on-tiny", "--lora", "on", "--lora-targets", "all")[0] == 0
+    config = runs / "on-tiny" / "config.json"
+    larger = families.save(families.llava, runs / "llava")
+    config.write_text(config.read_text().replace('"backbone": "tiny"', f'"backbone": "{larger}"'))
+    status, _, errors = dpo(script, runs, "on-other", sft="on-tiny")
+    assert status == 2 and "its adapter does not fit the backbone" in errors
+
+
+def test_out_of_memory_says_which_options_lower_it(capsys):
+    with pytest.raises(SystemExit) as stop, clear_errors():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB.\nMore.")
+    errors = capsys.readouterr().err
+    assert stop.value.code == 2 and "Tried to allocate 3 GiB. What lowers it: --forward-tokens" in errors
+
+
+def test_a_checkpoints_own_code_runs_only_if_asked_for(script, toy_folder, runs, random_backbone, tmp_path):
+    place = shutil.copytree(random_backbone, tmp_path / "own-code")
+    config = json.loads((place / "config.json").read_text())
+    classes = {"AutoConfig": "own.OwnConfig", "AutoModelForImageTextToText": "own.OwnModel"}
+    (place / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": classes}))
+    (place / "own.py").write_text(
+        "from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration\n"
+        "class OwnConfig(SmolVLMConfig):\n    model_type = 'own'\n"
+        "class OwnModel(SmolVLMForConditionalGeneration):\n    config_class = OwnConfig\n"
+    )
+    status, _, errors = sft(script, toy_folder, runs, "own", "--backbone", place)
+    assert status == 2 and "cannot be loaded" in errors
+    status, _, errors = sft(script, toy_folder, runs, "own", "--backbone", place, "--remote-code", "--lora", "on")
+    assert status == 0, errors
+    assert dpo(script, runs, "own-hanorec", sft="own")[0] == 0
 
 
 def test_an_adapter_of_another_sft_model_is_refused(script, toy_folder, runs):

@@ -7,12 +7,14 @@ on its device) or `Prompts` on top of it. Training scripts and `evaluate.py` loa
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
@@ -72,9 +74,17 @@ def load_run(folder: str | Path) -> tuple[Backbone, dict]:
 
 def _with_adapter(backbone: Backbone, folder: Path, base: str) -> PeftModel:
     try:
-        return PeftModel.from_pretrained(backbone.model, str(folder))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it would say of missing layers is said below
+            model = PeftModel.from_pretrained(backbone.model, str(folder))
+        with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+            missing = set(file.keys()) ^ set(get_peft_model_state_dict(model))
     except Exception as error:
         raise DataError(f"{folder}: its adapter does not fit the {base}: {str(error).splitlines()[0]}") from error
+    if missing:
+        some = ", ".join(sorted(missing)[:2])
+        raise DataError(f"{folder}: its adapter does not fit the {base}: {len(missing)} layers differ, e.g. {some}")
+    return model
 
 
 def save_model(backbone: Backbone, folder: Path, weights: dict[str, Tensor], *, merge: bool = False) -> None:
