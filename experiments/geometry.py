@@ -22,11 +22,11 @@ from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoPro
 from hanorec import tiny
 from hanorec.backbone import Backbone, describe
 from hanorec.images import ImageEncoder
-from hanorec.lora import add_lora, ready_to_train
+from hanorec.lora import add_lora
 from hanorec.losses import hanorec_loss
 from hanorec.packing import Prompt, packed_inputs
 from hanorec.report import markdown
-from hanorec.scoring import head_at, pack_for, score
+from hanorec.scoring import logits_at, pack_for, score
 
 HERE = Path(__file__).resolve().parent
 CHATML = (
@@ -117,7 +117,7 @@ def row(name: str, published: int, backbone: Backbone) -> list[str]:
         ids = ids + encoder.block(item) + backbone.tokens("a b")
     pair = [backbone.tokens("a b a"), backbone.tokens("b a b")]
     placeholders = encoder.block(0).count(backbone.layout.image_token)
-    model = ready_to_train(backbone.model)
+    model = backbone.model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
     real = backbone.device.type != "meta"
     if real:
@@ -143,8 +143,7 @@ def meta_logps(backbone: Backbone, encoder: ImageEncoder, ids: list[int], pair) 
     assert features.shape == (ids.count(backbone.layout.image_token) // 5, backbone.width), features.shape
     packed = pack_for(encoder, [Prompt(ids, list(range(5)))], [pair])
     inputs = packed_inputs(packed, backbone.layout, backbone.device, torch.float32)
-    with head_at(backbone.model, packed.row.to("meta"), packed.column.to("meta")):
-        logits = backbone.model(**inputs, use_cache=False).logits[0]
+    logits = logits_at(backbone, packed.row, packed.column, **inputs, use_cache=False)
     assert logits.shape == (len(packed.labels), backbone.model.config.get_text_config().vocab_size)
     return logits.log_softmax(-1)[:, 0]
 

@@ -20,7 +20,7 @@ from transformers import DynamicCache
 
 from hanorec.images import ImageEncoder
 from hanorec.packing import Packed, Prompt, packed_inputs
-from hanorec.scoring import head_at, pack_for
+from hanorec.scoring import logits_at, pack_for
 
 DEPTH = 50  # the last place that any measure asks for
 TOGETHER = 256  # beginnings that one forward reads, of all users
@@ -152,8 +152,7 @@ def _next_logps(
     encoder: ImageEncoder, packed: Packed, row: Tensor, column: Tensor, cache: DynamicCache, first: int, images: dict
 ) -> np.ndarray:
     """Next-token log-probabilities at these positions, [positions, V]; columns before `first` are in the cache."""
-    model, device = encoder.backbone.model, encoder.backbone.device
-    with head_at(model, row.to(device), (column - first).to(device)):
-        inputs = packed_inputs(packed, encoder.backbone.layout, device, encoder.backbone.compute, first)
-        logits = model(**inputs, **images, past_key_values=cache, use_cache=True).logits[0]
+    backbone = encoder.backbone
+    inputs = packed_inputs(packed, backbone.layout, backbone.device, backbone.compute, first)
+    logits = logits_at(backbone, row, column - first, **inputs, **images, past_key_values=cache, use_cache=True)
     return logits.float().log_softmax(-1).cpu().numpy()

@@ -9,12 +9,12 @@ positions that predict a response's token, so there are no logits of the prompt 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from hanorec.backbone import Backbone
 from hanorec.images import ImageEncoder
 from hanorec.losses import response_logps
 from hanorec.packing import Packed, Prompt, apart, apart_inputs, pack, packed_inputs
@@ -31,14 +31,14 @@ def batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
     return found
 
 
-@contextmanager
-def head_at(model: torch.nn.Module, row: Tensor, column: Tensor) -> Iterator[None]:
-    """While open, the model's output head sees these M positions of the hidden states [B, L, D] alone, as
-    [1, M, D]: its logits are [1, M, V]."""
-    head = model.get_output_embeddings()
-    handle = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][row, column][None],))
+def logits_at(backbone: Backbone, row: Tensor, column: Tensor, **inputs) -> Tensor:
+    """The model's logits at M positions alone, [M, V]: its output head never sees the others."""
+    row, column = row.to(backbone.device), column.to(backbone.device)
+    head = backbone.model.get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda _, hidden: (hidden[0][row, column][None],))
     try:
-        yield
+        with torch.autocast(backbone.device.type, backbone.compute, enabled=backbone.compute != torch.float32):
+            return backbone.model(**inputs).logits[0]
     finally:
         handle.remove()
 
@@ -63,7 +63,7 @@ def score(
     noise_std, generators: NoDO on the logits, see `losses.response_logps`; a generator for each prompt.
     """
     backbone = encoder.backbone
-    model, device, layout = backbone.model, backbone.device, backbone.layout
+    device, layout = backbone.device, backbone.layout
     if layout.plain:
         packed = apart(prompts, responses, pad=backbone.pad)
         items = [item for prompt, answers in zip(prompts, responses) for item in prompt.images * len(answers)]
@@ -72,9 +72,7 @@ def score(
         packed = pack_for(encoder, prompts, responses)
         items = [item for prompt in prompts for item in prompt.images]
         inputs = packed_inputs(packed, layout, device, backbone.compute)
-    half = torch.autocast(device.type, backbone.compute, enabled=backbone.compute != torch.float32)
-    with half, head_at(model, packed.row.to(device), packed.column.to(device)):
-        logits = model(**inputs, **encoder.outputs(items), use_cache=False).logits[0]
+    logits = logits_at(backbone, packed.row, packed.column, **inputs, **encoder.outputs(items), use_cache=False)
     labels = packed.labels[:, None].to(device)
     if generators is not None:  # one a token: those of a prompt's responses take turns at its generator
         generators = [g for g, answers in zip(generators, responses) for answer in answers for _ in answer]
