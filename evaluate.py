@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hanorec import processes
 from hanorec.catalog import DataError
 from hanorec.dataset import Dataset, open_dataset, split_examples
 from hanorec.interactions import rng
@@ -47,11 +48,14 @@ def main() -> None:
     drawn = example_options(options) | {"candidates": 2 if everything else int(options.candidates)}
     examples = split_examples(data, options.split, users=options.users, **drawn)
     file = data.folder / f"{options.split}.tsv"
-    print(f"{len(examples)} examples of {file}, task {options.task}, candidates: {options.candidates}")
+    if processes.is_first():
+        print(f"{len(examples)} examples of {file}, task {options.task}, candidates: {options.candidates}")
 
     answers = baseline_answers(data, examples, options.task, everything)
     for run in options.runs:
         answers |= model_answers(run, data, examples, options, everything)
+    if not processes.is_first():
+        return
     results = {method: measures(options.task, given, examples) for method, given in answers.items()}
     main_measure = "HR@10" if everything else FIRST_MEASURE[options.task]
     groups = by_length(options.task, answers, examples)

@@ -10,6 +10,7 @@ positions that predict a response's token, so there are no logits of the prompt 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -36,8 +37,9 @@ def logits_at(backbone: Backbone, row: Tensor, column: Tensor, **inputs) -> Tens
     row, column = row.to(backbone.device), column.to(backbone.device)
     head = backbone.model.get_output_embeddings()
     handle = head.register_forward_pre_hook(lambda _, hidden: (hidden[0][row, column][None],))
+    half = backbone.compute != torch.float32
     try:
-        with torch.autocast(backbone.device.type, backbone.compute, enabled=backbone.compute != torch.float32):
+        with torch.autocast(backbone.device.type, backbone.compute) if half else nullcontext():
             return backbone.model(**inputs).logits[0]
     finally:
         handle.remove()

@@ -30,7 +30,9 @@ from hanorec.scoring import batches
 @contextmanager
 def clear_errors() -> Iterator[None]:
     """Turn what a user can mend into one line on stderr and exit status 2; warnings into one line each."""
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_, **__: (
+        print(f"warning: {message}", file=sys.stderr) if processes.is_first() else None
+    )
     warnings.filterwarnings("ignore", category=FutureWarning)  # the libraries' own affairs
     try:
         yield
