@@ -2,8 +2,8 @@
 """A third side of the benchmark: TRL's DPOTrainer on the same pairs and the same checkpoint.
 
 Needs `trl` and `datasets`, which this project does not. Built the ordinary way, with LoRA on the linear layers of the
-language model; gradient checkpointing, which TRL turns on, is off, because it costs time. Speaks as bench_worker.py
-does: reads `run K`, trains K steps, answers with a line of JSON.
+language model and its dropout on, as on this project's side; gradient checkpointing, which TRL turns on, is off, because
+it costs time. Speaks as bench_worker.py does: reads `run K`, trains K steps, answers with a line of JSON.
 
 On a device without Triton kernels, TRL's fused head computes the logits of every position, prompt and padding included,
 in chunks. --head-cut makes it score response positions alone, as it does where it has the kernels.
@@ -71,7 +71,7 @@ def trainer_for(args: argparse.Namespace, rows: list[dict], folder: str):
     config = DPOConfig(
         output_dir=folder, per_device_train_batch_size=args.batch_size, beta=0.1, learning_rate=1e-4, max_length=None,
         gradient_checkpointing=False, use_cpu=True, bf16=False, report_to=[], save_strategy="no", max_steps=10_000,
-        dataloader_num_workers=0,
+        dataloader_num_workers=0, disable_dropout=False,
     )  # fmt: skip
     lora = LoraConfig(r=8, lora_alpha=32, lora_dropout=0.05, target_modules=inside)
     processor = AutoProcessor.from_pretrained(args.checkpoint)
