@@ -224,7 +224,7 @@ def find_layout(model: torch.nn.Module, processor, image_text: str) -> Layout:
     except Exception as error:  # whatever a model that was never seen may do
         sight, reason = None, f"it could not be asked how it reads ({type(error).__name__}: {error})"
     if sight is None:
-        sight, reason = ("causal", 0), reason or "of what its layers see, packing cannot tell them"
+        sight, reason = ("causal", 0), reason or "what its layers see, a packed sequence cannot tell them"
     if kinds - {FULL, SLIDING}:
         reason = f"its layers of kind {', '.join(sorted(kinds - {FULL, SLIDING}))} read one token after the other"
     return replace(layout, sight=sight[0], first=sight[1], plain=reason)
