@@ -2,8 +2,8 @@
 """A third side of the benchmark: TRL's DPOTrainer on the same pairs and the same checkpoint.
 
 Needs `trl` and `datasets`, which this project does not. Built the ordinary way, with LoRA on the linear layers of the
-language model and its dropout on, as on this project's side; gradient checkpointing, which TRL turns on, is off, because
-it costs time. Speaks as bench_worker.py does: reads `run K`, trains K steps, answers with a line of JSON.
+language model and its dropout on, as on this project's side; gradient checkpointing, which TRL turns on, is off: it
+costs time. Speaks as bench_worker.py does: reads `run K`, trains K steps, answers with a line of JSON.
 
 On a device without Triton kernels, TRL's fused head computes the logits of every position, prompt and padding included,
 in chunks. --head-cut makes it score response positions alone, as it does where it has the kernels.

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -100,6 +101,28 @@ def test_metrics_are_exactly_those_of_one_process(base, name):
         json.loads((base / folder / "hanorec" / f"{name}.json").read_text())["measures"] for folder in ("one", "two")
     )
     assert [*one.values()] == [*two.values()] and len(one) > 3  # the methods' names hold the folders
+
+
+def test_two_processes_that_were_stopped_end_as_if_they_had_not_been(base, tmp_path):
+    """Both finish the same step, whoever hears the signal first."""
+    name, *arguments = stages(base, "two", "", ["hanorec"])[0]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29519"]
+    settings = dict(cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+
+    def command(run: str) -> list[str]:
+        more = ["--output", str(tmp_path / run), "--max-steps", "40", "--validate-every", "15"]
+        return [*launcher, f"{name}.py", *arguments, *more]  # the last of an option counts
+
+    assert subprocess.run(command("whole"), **settings).returncode == 0
+    process = subprocess.Popen(command("stopped"), **settings)
+    log = tmp_path / "stopped" / "metrics.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text()):
+        time.sleep(0.01)
+    process.terminate()
+    assert "interrupted at step" in process.communicate()[1]
+    assert subprocess.run([*command("stopped"), "--resume"], **settings).returncode == 0
+    for left in ("metrics.jsonl", "finished.json", "model/adapter_model.safetensors"):
+        assert (tmp_path / "whole" / left).read_bytes() == (tmp_path / "stopped" / left).read_bytes(), left
 
 
 def test_one_process_shares_with_nobody():
