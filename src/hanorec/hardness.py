@@ -49,9 +49,8 @@ def nearest(embeddings: Tensor, k: int, *, block: int = 1024) -> tuple[Tensor, T
         raise DataError(f"{k} neighbours asked for, but an item has {len(embeddings) - 1} others")
     values = embeddings.new_empty(len(embeddings), k)
     indices = torch.empty(len(embeddings), k, dtype=torch.long)
-    room = embeddings.new_empty(
-        min(block, len(embeddings)), len(embeddings)
-    )  # one for all blocks: fresh memory is slow
+    # one for all blocks: fresh memory is slow
+    room = embeddings.new_empty(min(block, len(embeddings)), len(embeddings))
     for start in range(0, len(embeddings), block):
         rows = slice(start, min(start + block, len(embeddings)))
         similarities = torch.mm(embeddings[rows], embeddings.T, out=room[: rows.stop - start])

@@ -54,7 +54,7 @@ class ImageEncoder:
         self.held: list = []  # of each item its features [tokens, width], or while the tower trains its pixels
         self.grid: list[
             Tensor | None
-        ] = []  # of each item its patches in time, height and width, [1, 3], if it has them
+        ] = []  # of each item [1, 3], its patches in time, height and width, if it has them
         self.listed = True  # whether the model takes features as a list of tensors, or as one tensor
         self.source = list(range(len(images)))  # which item's image stands for an item
         self.fingerprint = ""  # of the features, where they are frozen and their images are files

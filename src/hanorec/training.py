@@ -86,8 +86,8 @@ class Run:
 
         with Run(options, model, optimizer, schedule, total=...) as run:
             for batch in run.steps(users, lengths):
-                for part in run.parts(batch):   this process's share of the batch
-                    ... .backward()
+                for part, share in run.parts(batch):    of the batch, this process's
+                    run.backward(...)
                 norm = run.update()             sums gradients over processes, clips them, steps
                 run.log(loss=...)
                 run.consider(validation)        validates when it is time, keeps the best state
@@ -110,7 +110,7 @@ class Run:
         self.best_weights: dict[str, torch.Tensor] = {}
         self.users: list[str] = []  # of the batch at hand, for an error's message
         self.lengths: Sequence[int] = []  # of every example, in tokens
-        self.stopping = False
+        self.asked, self.stopping = False, False  # to stop: by a signal to this process; agreed on by all
         self.handlers: dict = {}
         self.bar = None
         if options.resume:
@@ -174,9 +174,9 @@ class Run:
         for parameter in trained:
             if parameter.grad is None:  # a process may have no share of a small batch
                 parameter.grad = torch.zeros_like(parameter)
-        stopping = torch.tensor([float(self.stopping)], device=self.device)
-        processes.summed([*(p.grad for p in trained), stopping])
-        self.stopping = bool(stopping)  # all stop after the same step
+        asked = torch.tensor([float(self.asked)], device=self.device)
+        processes.summed([*(p.grad for p in trained), asked])
+        self.stopping = bool(asked)  # a signal that comes later stops all after the next step
         self.scaler.unscale_(self.optimizer)
         finite = not self.scaler.is_enabled()  # float16 overflows now and then: its scaler passes over that step
         norm = torch.nn.utils.clip_grad_norm_(trained, self.options.max_grad_norm, error_if_nonfinite=finite)
@@ -224,9 +224,9 @@ class Run:
         return self
 
     def _stop(self, number: int, _) -> None:
-        if self.stopping:  # asked twice: at once
+        if self.asked:  # twice: at once
             raise KeyboardInterrupt
-        self.stopping = True
+        self.asked = True
         print("stopping after this step; again, to stop at once", file=sys.stderr)
 
     def __exit__(self, kind, error, trace) -> None:
