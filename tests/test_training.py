@@ -29,7 +29,7 @@ def options(folder, **changes):
     return SimpleNamespace(**base | changes)
 
 
-def train(folder, *, stop_at=None, bad_at=None, **changes):
+def train(folder, *, stop_at=None, late_at=None, bad_at=None, **changes):
     """A run that fits one layer to noise; it can get a signal (`stop_at`: step, signal), or meet a loss that is not
     finite."""
     settings = options(folder, **changes)
@@ -53,6 +53,8 @@ def train(folder, *, stop_at=None, bad_at=None, **changes):
                 raise ValueError("logits give a log-probability that is not finite")
             run.backward(loss)
             run.update()
+            if run.step == late_at:
+                os.kill(os.getpid(), signal.SIGTERM)
             running(loss[None].detach())
             run.log(loss=loss, scale=running.scale)
             run.consider(lambda: ("quality", -float(model.weight.detach().abs().sum())))
@@ -128,6 +130,15 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path, step, numbe
     assert signal.getsignal(number) is before
     train(tmp_path / "halved", resume=True)
     same_outcome(tmp_path / "whole", tmp_path / "halved")
+
+
+def test_a_signal_that_comes_after_a_steps_update_stops_after_the_next(tmp_path):
+    """What stops a run is agreed on with the gradients, so that no process waits for one that has gone."""
+    train(tmp_path / "whole")
+    with pytest.raises(DataError, match="interrupted at step 5;"):
+        train(tmp_path / "late", late_at=3)
+    train(tmp_path / "late", resume=True)
+    same_outcome(tmp_path / "whole", tmp_path / "late")
 
 
 class Killed(BaseException):
