@@ -17,19 +17,18 @@ from pathlib import Path
 
 import numpy as np
 
-from hanorec import processes
-from hanorec.catalog import DataError
-from hanorec.dataset import Dataset, open_dataset, split_examples
-from hanorec.interactions import rng
-from hanorec.options import EvaluationOptions, cache_folder, example_options, parse
-from hanorec.oracles import read_oracles
-from hanorec.preferences import Example
-from hanorec.prompts import Prompts
-from hanorec.ranking import Answers, Everything, ask_model, ask_scorer, measures, point_measures
-from hanorec.report import by_length_table, results_table, share_of_possible
-from hanorec.runs import read_config
-from hanorec.session import encoder_for, load_run
-from hanorec.training import clear_errors
+from hanorec import distributed
+from hanorec.data.dataset import Dataset, open_dataset, split_examples
+from hanorec.data.examples import Example
+from hanorec.data.interactions import rng
+from hanorec.errors import DataError, exit_on_user_error
+from hanorec.evaluation.oracles import read_oracles
+from hanorec.evaluation.ranking import Answers, Everything, ask_model, ask_scorer, measures, point_measures
+from hanorec.evaluation.report import by_length_table, results_table, share_of_possible
+from hanorec.models.prompts import Prompts
+from hanorec.training.options import EvaluationOptions, cache_folder, example_options, parse
+from hanorec.training.runs import read_config
+from hanorec.training.session import encoder_for, load_run
 
 FIRST_MEASURE = {"next": "HR@1", "top3": "HR@3", "yesno": "AUC"}
 
@@ -48,13 +47,13 @@ def main() -> None:
     drawn = example_options(options) | {"candidates": 2 if everything else int(options.candidates)}
     examples = split_examples(data, options.split, users=options.users, **drawn)
     file = data.folder / f"{options.split}.tsv"
-    if processes.is_first():
+    if distributed.is_main_process():
         print(f"{len(examples)} examples of {file}, task {options.task}, candidates: {options.candidates}")
 
     answers = baseline_answers(data, examples, options.task, everything)
     for run in options.runs:
         answers |= model_answers(run, data, examples, options, everything)
-    if not processes.is_first():
+    if not distributed.is_main_process():
         return
     results = {method: measures(options.task, given, examples) for method, given in answers.items()}
     main_measure = "HR@10" if everything else FIRST_MEASURE[options.task]
@@ -144,5 +143,5 @@ def write_results(run: str, options: EvaluationOptions, results: dict, groups: d
 
 
 if __name__ == "__main__":
-    with clear_errors():
+    with exit_on_user_error():
         main()

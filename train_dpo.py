@@ -21,19 +21,20 @@ import math
 import torch
 from torch import Tensor
 
-from hanorec import processes
+from hanorec import distributed
 from hanorec.cache import weights_fingerprint
-from hanorec.dataset import open_dataset, split_examples
+from hanorec.data.dataset import open_dataset, split_examples
+from hanorec.errors import exit_on_user_error
 from hanorec.hardness import item_neighbours, pair_hardness
-from hanorec.lora import add_lora, lora_options, ready_to_train
 from hanorec.losses import LossOutput, hanorec_loss, log_ratio_margin, perturbed_lora, policy_responsiveness
-from hanorec.options import DPOOptions, cache_folder, complete, example_options, parse
+from hanorec.models.lora import add_lora, lora_options, ready_to_train
+from hanorec.models.prompts import Prompts
+from hanorec.models.scoring import score
 from hanorec.preference_losses import RunningResponsiveness
-from hanorec.prompts import Prompts
-from hanorec.runs import check_output, open_run
-from hanorec.scoring import score
-from hanorec.session import encoder_for, load_sft, reference_logps, save_model, validation
-from hanorec.training import Run, clear_errors, cosine_schedule, optimizer_for, seed_everything, total_steps
+from hanorec.training.loop import Run, cosine_schedule, optimizer_for, seed_everything, total_steps
+from hanorec.training.options import DPOOptions, cache_folder, complete, example_options, parse
+from hanorec.training.runs import check_output, open_run
+from hanorec.training.session import encoder_for, load_sft, reference_logps, save_model, validation
 
 
 def main() -> None:
@@ -133,7 +134,7 @@ def split_by_epoch(
 
 def everyones(margins: list[tuple[Tensor, float]]) -> Tensor:
     """The margins of all processes' parts, but of those that have no share of the batch."""
-    return processes.everyones([margin for margin, share in margins if share])
+    return distributed.all_gather([margin for margin, share in margins if share])
 
 
 def by_pair(policy: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -148,7 +149,7 @@ def summary(outputs: list[LossOutput], hardness: Tensor) -> dict[str, float]:
     """A step's line of the log, over all processes' pairs. margin: β Δ, the difference of the rewards, in nats."""
     kept = ("losses", "beta", "chosen_rewards", "rejected_rewards")
     own = [torch.stack([getattr(o, name) for name in kept] + [o.responsiveness.expand_as(o.beta)], 1) for o in outputs]
-    losses, beta, chosen, rejected, eta = processes.everyones(own, 5).T
+    losses, beta, chosen, rejected, eta = distributed.all_gather(own, 5).T
     return {
         "loss": losses.mean(),
         "margin": (chosen - rejected).mean(),
@@ -165,5 +166,5 @@ def summary(outputs: list[LossOutput], hardness: Tensor) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    with clear_errors():
+    with exit_on_user_error():
         main()

@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import torch
 
-from hanorec import processes
-from hanorec.backbone import load_backbone
-from hanorec.dataset import open_dataset, split_examples
-from hanorec.images import vision_trains
-from hanorec.lora import add_lora, lora_options, ready_to_train
-from hanorec.options import SFTOptions, cache_folder, example_options, parse
-from hanorec.prompts import Prompts
-from hanorec.runs import check_output, open_run
-from hanorec.scoring import score
-from hanorec.session import encoder_for, save_model, validation
-from hanorec.training import Run, clear_errors, cosine_schedule, optimizer_for, seed_everything, total_steps
+from hanorec import distributed
+from hanorec.data.dataset import open_dataset, split_examples
+from hanorec.errors import exit_on_user_error
+from hanorec.models.backbone import load_backbone
+from hanorec.models.images import vision_trains
+from hanorec.models.lora import add_lora, lora_options, ready_to_train
+from hanorec.models.prompts import Prompts
+from hanorec.models.scoring import score
+from hanorec.training.loop import Run, cosine_schedule, optimizer_for, seed_everything, total_steps
+from hanorec.training.options import SFTOptions, cache_folder, example_options, parse
+from hanorec.training.runs import check_output, open_run
+from hanorec.training.session import encoder_for, save_model, validation
 
 
 def main() -> None:
@@ -61,12 +62,12 @@ def main() -> None:
                 part_loss = -logps.sum() / tokens * bool(share)  # nats a token, over the whole step
                 run.backward(part_loss)
                 loss += part_loss.detach()
-            processes.summed([loss])
+            distributed.all_reduce_sum([loss])
             run.log(loss=loss, gradient_norm=run.update(), learning_rate=schedule.get_last_lr()[0])
             run.consider(lambda: validation(prompts, held_out, options.forward_tokens))
         run.finish(lambda folder, weights: save_model(backbone, folder, weights, merge=options.merge))
 
 
 if __name__ == "__main__":
-    with clear_errors():
+    with exit_on_user_error():
         main()

@@ -11,9 +11,8 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
-from hanorec.catalog import DataError
-from hanorec.toy import World, make_toy
-from hanorec.training import clear_errors
+from hanorec.data.toy import World, make_toy
+from hanorec.errors import DataError, exit_on_user_error
 
 MEANING = {
     "familiar_per_cell": "items of each theme and style that users choose from in training",
@@ -54,5 +53,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with clear_errors():
+    with exit_on_user_error():
         main()

@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # so that it runs before an installation
 
-from hanorec.catalog import IMAGE_SUFFIXES, DataError, listing, load_image
+from hanorec.data.catalog import IMAGE_SUFFIXES, listing, load_image
+from hanorec.errors import DataError
 
 EPILOG = """\
 example:

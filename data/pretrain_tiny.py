@@ -10,7 +10,7 @@ and name, and nothing of the toy catalogue (its items, its users, their choices)
 First the vision tower alone learns to point at the word for what it sees, as contrastive pretraining would teach
 it; then the whole model learns from captions, from copying, and from lists that grow longer.
 
-    python data/pretrain_tiny.py                   makes src/hanorec/tiny_backbone, which ships
+    python data/pretrain_tiny.py                   makes src/hanorec/models/tiny_backbone, which ships
     python data/pretrain_tiny.py --output DIR --minutes 1
 """
 
@@ -27,13 +27,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hanorec import tiny
-from hanorec.backbone import load_backbone
-from hanorec.images import ImageEncoder
-from hanorec.packing import Prompt
-from hanorec.prompts import HISTORY, QUESTIONS
-from hanorec.scoring import score
-from hanorec.toy import NAMES, STYLES, THEMES, draw
+from hanorec.data.toy import NAMES, STYLES, THEMES, draw
+from hanorec.models import tiny
+from hanorec.models.backbone import load_backbone
+from hanorec.models.images import ImageEncoder
+from hanorec.models.packing import Prompt
+from hanorec.models.prompts import HISTORY, QUESTIONS
+from hanorec.models.scoring import score
 
 DESCRIBE = "What is it?"
 SHARED = "What do most of them share?"

@@ -20,18 +20,18 @@ import torch
 from bench_models import catalogue
 from bench_worker import memory
 
-from hanorec.backbone import load_backbone
-from hanorec.catalog import read_catalog
-from hanorec.dataset import open_dataset, split_examples
+from hanorec.data.catalog import read_catalog
+from hanorec.data.dataset import open_dataset, split_examples
+from hanorec.data.examples import Example
+from hanorec.evaluation.ranking import Everything, ask_model
 from hanorec.hardness import nearest
-from hanorec.images import ImageEncoder
-from hanorec.lora import add_lora
 from hanorec.losses import hardness_weight, neighbourhood_distance
-from hanorec.preferences import Example
-from hanorec.prompts import Prompts
-from hanorec.ranking import Everything, ask_model
-from hanorec.scoring import score
-from hanorec.training import epoch_order
+from hanorec.models.backbone import load_backbone
+from hanorec.models.images import ImageEncoder
+from hanorec.models.lora import add_lora
+from hanorec.models.prompts import Prompts
+from hanorec.models.scoring import score
+from hanorec.training.loop import epoch_order
 
 HISTORIES = (5, 10, 20, 50)
 CANDIDATES = (20, 100, 300, 1000)

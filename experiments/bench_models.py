@@ -19,8 +19,8 @@ from transformers import (
 )
 from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoProcessor
 
-from hanorec import tiny
-from hanorec.toy import NAMES, THEMES, World, make_toy
+from hanorec.data.toy import NAMES, THEMES, World, make_toy
+from hanorec.models import tiny
 
 SMOLLM2_135M = dict(
     model_type="llama", hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,

@@ -20,18 +20,18 @@ from types import SimpleNamespace
 
 import torch
 
-from hanorec import scoring
-from hanorec.backbone import load_backbone
-from hanorec.catalog import load_image
-from hanorec.dataset import open_dataset, split_examples
+from hanorec.data.catalog import load_image
+from hanorec.data.dataset import open_dataset, split_examples
 from hanorec.hardness import embed_items, nearest, pair_hardness
-from hanorec.images import ImageEncoder
-from hanorec.lora import add_lora
 from hanorec.losses import hanorec_loss, response_logps
-from hanorec.packing import Packed, pack
-from hanorec.prompts import Prompts
-from hanorec.scoring import batches, score
-from hanorec.training import epoch_order, optimizer_for
+from hanorec.models import scoring
+from hanorec.models.backbone import load_backbone
+from hanorec.models.images import ImageEncoder
+from hanorec.models.lora import add_lora
+from hanorec.models.packing import Packed, pack
+from hanorec.models.prompts import Prompts
+from hanorec.models.scoring import batches, score
+from hanorec.training.loop import epoch_order, optimizer_for
 
 BETA, NOISE = 0.1, 0.1
 

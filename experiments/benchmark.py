@@ -24,10 +24,10 @@ from pathlib import Path
 
 from bench_models import GEOMETRIES, build, catalogue, pixels_of
 
-from hanorec.catalog import read_catalog
-from hanorec.dataset import open_dataset, split_examples
-from hanorec.prompts import HISTORY, QUESTIONS
-from hanorec.report import markdown
+from hanorec.data.catalog import read_catalog
+from hanorec.data.dataset import open_dataset, split_examples
+from hanorec.evaluation.report import markdown
+from hanorec.models.prompts import HISTORY, QUESTIONS
 
 HERE = Path(__file__).resolve().parent
 ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_MMAP_MAX_": "0"}  # for all sides: keep freed memory

@@ -19,14 +19,14 @@ from PIL import Image
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoProcessor
 
-from hanorec import tiny
-from hanorec.backbone import Backbone, describe
-from hanorec.images import ImageEncoder
-from hanorec.lora import add_lora
+from hanorec.evaluation.report import markdown
 from hanorec.losses import hanorec_loss
-from hanorec.packing import Prompt, packed_inputs
-from hanorec.report import markdown
-from hanorec.scoring import logits_at, pack_for, score
+from hanorec.models import tiny
+from hanorec.models.backbone import Backbone, describe
+from hanorec.models.images import ImageEncoder
+from hanorec.models.lora import add_lora
+from hanorec.models.packing import Prompt, packed_inputs
+from hanorec.models.scoring import logits_at, pack_for, score
 
 HERE = Path(__file__).resolve().parent
 CHATML = (

@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from hanorec.report import markdown
+from hanorec.evaluation.report import markdown
 
 HERE = Path(__file__).resolve().parent
 SHORT = [

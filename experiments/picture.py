@@ -19,11 +19,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from PIL import Image
 
-from hanorec.dataset import open_dataset, split_examples
-from hanorec.oracles import read_oracles
-from hanorec.prompts import Prompts
-from hanorec.ranking import ask_model
-from hanorec.session import encoder_for, load_run
+from hanorec.data.dataset import open_dataset, split_examples
+from hanorec.evaluation.oracles import read_oracles
+from hanorec.evaluation.ranking import ask_model
+from hanorec.models.prompts import Prompts
+from hanorec.training.session import encoder_for, load_run
 
 
 def main() -> None:

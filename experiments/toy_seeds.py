@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hanorec.report import markdown
+from hanorec.evaluation.report import markdown
 
 HERE = Path(__file__).resolve().parent
 METHODS = {

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from hanorec import tiny
-from hanorec.backbone import load_backbone
-from hanorec.dataset import open_dataset
-from hanorec.session import encoder_for
-from hanorec.toy import NAMES, THEMES, World, make_toy
+from hanorec.data.dataset import open_dataset
+from hanorec.data.toy import NAMES, THEMES, World, make_toy
+from hanorec.models import tiny
+from hanorec.models.backbone import load_backbone
+from hanorec.training.session import encoder_for
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL_WORLD = World(familiar_per_cell=6, cold_per_cell=2, users=60, cold_users=10, shortest_row=4, longest_row=6)

@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from hanorec.backbone import load_backbone
 from hanorec.cache import cached
-from hanorec.catalog import read_catalog
-from hanorec.dataset import split_examples
-from hanorec.images import ImageEncoder
-from hanorec.lora import add_lora
-from hanorec.prompts import Prompts
-from hanorec.scoring import score
-from hanorec.session import encoder_for, reference_logps
+from hanorec.data.catalog import read_catalog
+from hanorec.data.dataset import split_examples
+from hanorec.models.backbone import load_backbone
+from hanorec.models.images import ImageEncoder
+from hanorec.models.lora import add_lora
+from hanorec.models.prompts import Prompts
+from hanorec.models.scoring import score
+from hanorec.training.session import encoder_for, reference_logps
 
 
 @pytest.fixture
@@ -106,8 +106,8 @@ def test_a_changed_image_or_setting_or_vision_weight_is_seen_and_a_changed_langu
 
 
 def test_shards_split_the_catalogue_and_change_one_by_one(backbone, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("hanorec.images.SHARD", 20)
-    monkeypatch.setattr("hanorec.images.TOGETHER", 7)
+    monkeypatch.setattr("hanorec.models.images.SHARD", 20)
+    monkeypatch.setattr("hanorec.models.images.TOGETHER", 7)
     items = encoded(backbone, folder, tmp_path / "c", monkeypatch)
     shards = list((tmp_path / "c").glob("images-*"))
     assert len(shards) == -(-items // 20)
@@ -140,7 +140,7 @@ def asked(backbone, folder, tmp_path, data):
         responses = [[prompts.chosen(e), *prompts.rejected(e)] for e in examples]
         change(prompts, responses)
         count = lambda e, p, r, **k: scored.append(len(p)) or score(e, p, r, **k)  # noqa: E731
-        monkeypatch.setattr("hanorec.session.score", count)
+        monkeypatch.setattr("hanorec.training.session.score", count)
         before = sum(scored)
         table = reference_logps(
             prompts, examples, responses, weights, forward_tokens=200, cache=tmp_path / "c"

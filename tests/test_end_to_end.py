@@ -11,9 +11,9 @@ import families
 import pytest
 import torch
 
-from hanorec.backbone import load_backbone
-from hanorec.session import load_run
-from hanorec.training import clear_errors
+from hanorec.errors import exit_on_user_error
+from hanorec.models.backbone import load_backbone
+from hanorec.training.session import load_run
 
 FEW = [
     "--max-steps",
@@ -39,7 +39,7 @@ def script(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
         status = 0
         try:
-            with clear_errors():
+            with exit_on_user_error():
                 importlib.import_module(name).main()
         except SystemExit as stop:
             status = stop.code
@@ -267,7 +267,7 @@ def test_an_adapter_for_another_base_model_is_refused(script, toy_folder, runs, 
 
 
 def test_out_of_memory_says_which_options_lower_it(capsys):
-    with pytest.raises(SystemExit) as stop, clear_errors():
+    with pytest.raises(SystemExit) as stop, exit_on_user_error():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB.\nMore.")
     errors = capsys.readouterr().err
     assert stop.value.code == 2 and "Tried to allocate 3 GiB. What lowers it: --forward-tokens" in errors

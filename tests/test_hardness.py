@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from hanorec.catalog import DataError
+from hanorec.data.examples import Example
+from hanorec.errors import DataError
 from hanorec.hardness import embed_items, item_neighbours, nearest, pair_hardness
-from hanorec.preferences import Example
 
 
 def test_neighbours_in_blocks_equal_the_whole_similarity_matrix():

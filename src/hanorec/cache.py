@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hanorec import processes
+from hanorec import distributed
 
 
 def cached(
@@ -36,7 +36,7 @@ def cached(
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
     made = make()
     folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".partial{processes.rank()}")
+    partial = path.with_suffix(f".partial{distributed.rank()}")
     save_file(made, partial, {"made_from": fingerprint})
     partial.replace(path)
     return made

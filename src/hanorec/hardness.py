@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from hanorec.cache import cached
-from hanorec.catalog import Catalog, DataError, content_fingerprint
-from hanorec.images import ImageEncoder
+from hanorec.data.catalog import Catalog, content_fingerprint
+from hanorec.data.examples import Example
+from hanorec.errors import DataError
 from hanorec.losses import hardness_weight, neighbourhood_distance
-from hanorec.preferences import Example
+from hanorec.models.images import ImageEncoder
 
 
 @torch.no_grad()

@@ -1,0 +1,197 @@
+"""Items: what can be recommended.
+
+In flows a dataset folder (`titles.csv` and `images/`, see data/README.md); out flows a `Catalog`, three
+parallel tuples of ids, titles and image files. Everywhere else an item is its row index in them. Bad input
+raises `DataError`, which names the file, the line and the value; a bad image is no error, only an item
+without an image.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from hanorec.errors import DataError
+
+IMAGE_SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".webp",
+)  # where an item has several files, the first of these wins
+MAX_PIXELS = 50_000_000  # 150 MB once decoded to RGB; no poster or cover is that large
+HEADER_CELLS = {"item", "item_id", "id", "itemid"}
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """N items in file order: ids, titles, image files (None: no image) and the row index of each id."""
+
+    items: tuple[str, ...]
+    titles: tuple[str, ...]
+    images: tuple[Path | None, ...]
+    index: dict[str, int]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+def read_catalog(folder: str | Path) -> Catalog:
+    """Read `titles.csv` (or the only `*titles.csv`) and list `images/`.
+
+    A header row is optional. Whitespace within a title becomes single spaces, because a title is one line of
+    a prompt. Two items may share a title: they stay two items, and one warning counts them.
+
+    Raises DataError: no folder, no or several titles files, not UTF-8, a row that is not item,title, an
+    id twice.
+    """
+    folder = Path(folder)
+    path = _titles_file(folder)
+    titles: dict[str, str] = {}
+    for line, cells in _csv_rows(path):
+        if not titles and cells[0].strip().lower() in HEADER_CELLS:
+            continue
+        if len(cells) != 2:
+            hint = 'quote a title that holds a comma, as in 7,"Paris, Texas"' if len(cells) > 2 else "no title"
+            raise DataError(f"{path}:{line}: expected item,title ({hint}), found {','.join(cells)!r}")
+        item, title = cells[0].strip(), " ".join(cells[1].split())
+        if len(item.split()) != 1:  # sequences are split at spaces, so such an id could never be named there
+            raise DataError(f"{path}:{line}: an item id must be one word, found {item!r}")
+        if not title:
+            raise DataError(f"{path}:{line}: item {item!r} has an empty title")
+        if item in titles:
+            raise DataError(f"{path}:{line}: item {item!r} appears twice")
+        titles[item] = title
+    if not titles:
+        raise DataError(f"{path}: no items")
+    _warn_of_shared_titles(path, titles)
+    files = _image_files(folder / "images")
+    images = tuple(files.get(item) for item in titles)
+    if files and not any(images):
+        warnings.warn(
+            f"{folder / 'images'}: no image is named after an item, e.g. {next(iter(titles))}.jpg",
+            stacklevel=2,
+        )
+    return Catalog(tuple(titles), tuple(titles.values()), images, {item: row for row, item in enumerate(titles)})
+
+
+def load_image(path: str | Path) -> Image.Image | None:
+    """Decode an image file to RGB, upright; None, and a warning that names file and reason, if that fails."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ours is the stricter limit
+            with Image.open(path) as image:  # reads the header only
+                if image.width * image.height > MAX_PIXELS:
+                    raise ValueError(f"{image.width} x {image.height} pixels, the limit is {MAX_PIXELS:,}")
+                return ImageOps.exif_transpose(image).convert("RGB")
+    except Exception as error:  # noqa: BLE001  decoders of damaged files raise anything
+        reason = f"{type(error).__name__}: {error}"
+    warnings.warn(f"{path}: not used as an image ({reason})", stacklevel=2)
+    return None
+
+
+def content_fingerprint(*parts: str | bytes | Path | np.ndarray | None) -> str:
+    """SHA-256, as 64 hex digits, of the parts in order; of a Path, what the file holds and not its name.
+
+    Every part enters by its type and its own digest, so moving a character from one part to the next, or
+    giving text as bytes, changes the result. A cache keeps it to know what it was made from.
+    """
+    total = hashlib.sha256()
+    for part in parts:
+        if part is None:
+            kind, data = "none", b""
+        elif isinstance(part, str):
+            kind, data = "str", part.encode()
+        elif isinstance(part, bytes):
+            kind, data = "bytes", part
+        elif isinstance(part, Path):
+            kind, data = "file", part.read_bytes()
+        elif isinstance(part, np.ndarray) and not part.dtype.hasobject:
+            kind, data = f"array {part.dtype.str} {part.shape}", part.tobytes()
+        else:
+            raise TypeError(
+                f"content_fingerprint takes str, bytes, Path, numpy array or None, not {type(part).__name__}"
+            )
+        total.update(hashlib.sha256(kind.encode()).digest() + hashlib.sha256(data).digest())
+    return total.hexdigest()
+
+
+def read_text(path: Path) -> str:
+    """A text file, less its byte order mark, with \\n line ends. DataError: missing or not UTF-8."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; {listing(path.parent)}") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}:{line}: not UTF-8, byte 0x{error.object[error.start]:02x}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def listing(folder: Path, limit: int = 20) -> str:
+    """What a folder holds, for an error message."""
+    if not folder.is_dir():
+        return f"there is no folder {folder}"
+    names = sorted(os.listdir(folder))
+    shown = ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    return f"{folder} holds {shown or 'nothing'}"
+
+
+def _titles_file(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    if (folder / "titles.csv").exists():
+        return folder / "titles.csv"
+    found = sorted(folder.glob("*titles.csv"))
+    if len(found) > 1:
+        raise DataError(f"{folder}: several titles files: {', '.join(path.name for path in found)}")
+    if not found:
+        raise DataError(f"{folder}: no titles.csv or *titles.csv; {listing(folder)}")
+    return found[0]
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(number of its first line, cells) of every row that is not blank."""
+    # strict: without it, a quote that is never closed swallows the rest of the file into one title
+    reader = csv.reader(io.StringIO(read_text(path)), strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(f"{path}:{line}: not CSV ({error})") from None
+        if any(cell.strip() for cell in cells):
+            yield line, cells
+
+
+def _warn_of_shared_titles(path: Path, titles: dict[str, str]) -> None:
+    first: dict[str, str] = {}
+    shared = [(first[title], item, title) for item, title in titles.items() if first.setdefault(title, item) != item]
+    if shared:
+        one, other, title = shared[0]
+        example = f"e.g. {title!r} is {one} and {other}; they are kept apart by id"
+        warnings.warn(f"{path}: {len(shared)} items have the title of an earlier item, {example}", stacklevel=3)
+
+
+def _image_files(folder: Path) -> dict[str, Path]:
+    """Image file of each file stem, from one directory listing."""
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as entries:
+        paths = [Path(entry.path) for entry in entries if entry.is_file()]
+    ranked = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
+    ranked.sort(key=lambda path: (IMAGE_SUFFIXES.index(path.suffix.lower()), path.name), reverse=True)
+    return {path.stem: path for path in ranked}  # the preferred suffix comes last and stays

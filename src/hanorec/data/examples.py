@@ -1,0 +1,120 @@
+"""From windows of users' sequences to examples: history, targets, candidates, rejected items.
+
+In: `interactions.Window`s and a way to draw negatives. Out: `Example`s, drawn deterministically from the seed,
+the user and the window. Three tasks, as in the paper's experiments:
+
+    next    name the next item                                 chosen: its title       rejected: another title
+    top3    name the next three items in order                 chosen: three titles    rejected: three others
+    yesno   will the user choose this item?                    chosen: Yes (or No)     rejected: No (or Yes)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hanorec.data.interactions import Window, rng
+from hanorec.errors import DataError
+
+TASKS = ("next", "top3", "yesno")
+TARGETS = {"next": 1, "top3": 3, "yesno": 1}
+HISTORY = {"next": 5, "top3": 3, "yesno": 5}  # items a prompt shows, as in the paper
+STRATEGIES = ("random", "popularity", "neighbours")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt with its chosen and rejected responses, in items.
+
+    candidates: the items the target is ranked among, in the order a prompt lists them; for yes/no the one item
+    asked about, which is a target (Yes) or not (No). rejected: for each pair the items of the rejected
+    response, as many as targets; for yes/no the item that was not chosen (the pair's hardness is
+    theirs, though both answers speak of one item). seen: every item of the user's row.
+    """
+
+    user: str
+    history: tuple[int, ...]
+    targets: tuple[int, ...]
+    candidates: tuple[int, ...]
+    rejected: tuple[tuple[int, ...], ...]
+    seen: frozenset[int] = frozenset()
+
+    @property
+    def item_pairs(self) -> list[list[tuple[int, int]]]:
+        """(chosen item, rejected item) for every rejected response."""
+        return [list(zip(self.targets, items)) for items in self.rejected]
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """Draws items a user has not chosen.
+
+    pool [M]: the items to draw from: those that occur in training, so that a candidate is never given away by
+    never having been seen. strategy: "random", alike for all; "popularity", in proportion to `counts`;
+    "neighbours", alike among the K nearest of a target (`neighbours` [items, K]). The nearest item itself is
+    often one the user would have liked, so the K nearest are sampled and not taken in order.
+    """
+
+    pool: np.ndarray
+    counts: np.ndarray
+    strategy: str = "random"
+    neighbours: np.ndarray | None = None
+
+    def draw(
+        self, window: Window, number: int, generator: np.random.Generator, *, hard: int | None = None
+    ) -> list[int]:
+        """`number` distinct items of the pool, none of the user's row: the first `hard` (None: all) by the
+        strategy, the others at random.
+
+        Errors: DataError where the pool has too few.
+        """
+        free = np.setdiff1d(self.pool, list(window.seen))
+        if len(free) < number:
+            raise DataError(
+                f"user {window.user}: {number} negatives asked for, but only {len(free)} items are left "
+                f"(the training rows hold {len(self.pool)} items)"
+            )
+        hard = number if hard is None else hard
+        if self.strategy == "popularity":
+            first = generator.choice(free, hard, replace=False, p=self.counts[free] / self.counts[free].sum())
+        elif self.strategy == "neighbours":  # fewer than asked for where the user has chosen the others
+            near = np.intersect1d(free, self.neighbours[list(window.targets)])
+            first = generator.permutation(near)[:hard]
+        else:
+            first = free[:0]
+        others = generator.choice(np.setdiff1d(free, first), number - len(first), replace=False)
+        return [*first.tolist(), *others.tolist()]
+
+
+def make_examples(
+    windows: Sequence[Window],
+    negatives: Negatives,
+    task: str,
+    *,
+    candidates: int = 20,
+    rejected: int = 1,
+    seed: int = 2025,
+) -> list[Example]:
+    """Examples of a task, in the order of the windows (yes/no: two a window, first the Yes).
+
+    candidates: how many items are ranked, targets included. rejected: how many rejected responses each example
+    has; they are drawn by `negatives.strategy` and are among the candidates, which are filled up at random.
+    Errors: DataError where the catalogue is too small for that.
+    """
+    examples = []
+    for window in windows:
+        generator = rng(seed, window.user, window.position)
+        targets = window.targets
+        if task == "yesno":
+            other = negatives.draw(window, 1, generator)[0]
+            for asked in (*targets, other):
+                examples.append(Example(window.user, window.history, targets, (asked,), ((other,),), window.seen))
+            continue
+        hard = rejected * len(targets)
+        others = negatives.draw(window, max(hard, candidates - len(targets)), generator, hard=hard)
+        listed = generator.permutation([*targets, *others]).tolist()
+        groups = tuple(tuple(others[k:hard:rejected]) for k in range(rejected))
+        examples.append(Example(window.user, window.history, targets, tuple(listed), groups, window.seen))
+    return examples

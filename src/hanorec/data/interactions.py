@@ -1,0 +1,129 @@
+"""Users: what they chose, in order.
+
+In flow a split file (`train.tsv`, `val.tsv`, `test.tsv`) and the catalogue; out flow `Sequence`s of item
+indices, and from these `Window`s: a short history, the targets that followed it, and what a negative must not
+be. Randomness for whatever is drawn later comes from `rng`, keyed by what is drawn for, so no draw depends on
+the order of the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hanorec.data.catalog import Catalog, read_text
+from hanorec.errors import DataError
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One row of a split file: a user's items as catalogue indices, oldest to newest."""
+
+    user: str
+    items: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A history and the targets that followed it, both oldest to newest.
+
+    `seen` is every item of the user's row, so that no negative is something the user chose; `position` is the
+    row index of the first target, which tells a user's windows apart (as a key for `rng`).
+    """
+
+    user: str
+    history: tuple[int, ...]
+    targets: tuple[int, ...]
+    seen: frozenset[int]
+    position: int
+
+
+def read_sequences(path: str | Path, catalog: Catalog) -> list[Sequence]:
+    """Read rows `user<TAB>item item item ...`, in file order; blank lines are skipped.
+
+    Raises DataError: no such file, not UTF-8, no rows, a row of another form, an item that the catalogue
+    lacks, a user with two rows.
+    """
+    path = Path(path)
+    lines: dict[str, int] = {}
+    sequences = []
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        # exactly one tab: a raw log of user, item, rating, time must not pass for a sequence
+        user, *rest = (cell.strip() for cell in line.split("\t"))
+        if not user or len(rest) != 1 or not rest[0]:
+            raise DataError(f"{path}:{number}: expected user<TAB>item item item ..., found {_short(line)}")
+        if user in lines:
+            raise DataError(f"{path}:{number}: user {user!r} appears twice, first in line {lines[user]}")
+        lines[user] = number
+        try:
+            items = tuple(catalog.index[item] for item in rest[0].split())
+        except KeyError as error:
+            raise DataError(f"{path}:{number}: item {error.args[0]!r} is not in the catalogue") from None
+        sequences.append(Sequence(user, items))
+    if not sequences:
+        raise DataError(f"{path}: no rows")
+    return sequences
+
+
+def windows(
+    sequences: Iterable[Sequence],
+    *,
+    history: int = 5,
+    targets: int = 1,
+    every: bool = False,
+    minimum_history: int = 1,
+) -> tuple[list[Window], int]:
+    """The last window of every row, or with `every` all of them, in row order and then oldest first.
+
+    The targets are `targets` consecutive items, the history the `history` items before them or as many as
+    there are. Where a user chose a target before, the history would hold the answer: those occurrences are
+    left out of it. A window is skipped if its history then has fewer than `minimum_history` items, or if its
+    targets are not `targets` different items.
+
+    Returns the windows and the number of rows that gave none. Raises ValueError for lengths that make no
+    sense.
+    """
+    if targets < 1 or not 0 <= minimum_history <= history:
+        raise ValueError(
+            "windows need targets >= 1 and history >= minimum_history >= 0, "
+            f"not targets={targets}, history={history}, minimum_history={minimum_history}"
+        )
+    found: list[Window] = []
+    skipped = 0
+    for sequence in sequences:
+        items, seen, before = sequence.items, frozenset(sequence.items), len(found)
+        last = len(items) - targets
+        for position in range(minimum_history if every else max(minimum_history, last), last + 1):
+            wanted = items[position : position + targets]
+            past = tuple(item for item in items[max(0, position - history) : position] if item not in wanted)
+            if len(past) >= minimum_history and len(set(wanted)) == targets:
+                found.append(Window(sequence.user, past, wanted, seen, position))
+        skipped += len(found) == before
+    return found, skipped
+
+
+def popularity(sequences: Iterable[Sequence], n_items: int) -> np.ndarray:
+    """How often each item occurs: int64 [n_items]. ValueError for an item index outside the catalogue."""
+    items = np.array([item for sequence in sequences for item in sequence.items], dtype=np.int64)
+    if len(items) and not 0 <= items.min() <= items.max() < n_items:
+        raise ValueError(f"item indices reach from {items.min()} to {items.max()}, but there are {n_items} items")
+    return np.bincount(items, minlength=n_items).astype(np.int64)
+
+
+def rng(seed: int, *key: str | int) -> np.random.Generator:
+    """A generator that depends on the seed and the key alone: not on process, platform or earlier draws."""
+    name = json.dumps([seed, *key], default=operator.index)  # tells "1" from 1 and "ab", "c" from "a", "bc"
+    digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
+
+
+def _short(text: str, length: int = 80) -> str:
+    return repr(text if len(text) <= length else text[:length] + "...")

@@ -1,0 +1,158 @@
+"""Where a user's next item stands among the whole catalogue, without scoring the whole catalogue.
+
+In: prompts, each with its target, and every title as a path in a `Trie` of tokens. Out: how many items are likelier
+than the target, exact up to `DEPTH`. Reading a node of the trie gives the log-probabilities of all its children at
+once, and a title is never likelier than its beginning. So a beginning less likely than the target's whole title need
+not be read on: the search goes into depth first, and ends when no beginning is left above the target or when DEPTH
+items are ahead of it. A prompt's keys and values are read once.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from hanorec.models.images import ImageEncoder
+from hanorec.models.packing import Packed, Prompt, packed_inputs
+from hanorec.models.scoring import logits_at, pack_for
+
+DEPTH = 50  # the last place that any measure asks for
+TOGETHER = 256  # beginnings that one forward reads, of all users
+
+
+class Trie:
+    """Token sequences as a tree: `children[node]` maps a token to a node, `items[node]` are those that end there.
+    Node 0 is the root; items of the same tokens end at the same node."""
+
+    def __init__(self, sequences: dict[int, Sequence[int]]):
+        self.children: list[dict[int, int]] = [{}]
+        self.items: list[list[int]] = [[]]
+        for item, tokens in sequences.items():
+            node = 0
+            for token in tokens:
+                node = self.children[node].setdefault(token, len(self.children))
+                if node == len(self.children):
+                    self.children.append({})
+                    self.items.append([])
+            self.items[node].append(item)
+        self._arrays: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def below(self, node: int) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens that go on from a node, and the nodes they lead to."""
+        if node not in self._arrays:
+            on = self.children[node]
+            self._arrays[node] = np.fromiter(on.keys(), int, len(on)), np.fromiter(on.values(), int, len(on))
+        return self._arrays[node]
+
+    def path(self, tokens: Sequence[int]) -> list[int]:
+        """The nodes that a sequence of the trie goes through, the last one its end."""
+        nodes = [0]
+        for token in tokens:
+            nodes.append(self.children[nodes[-1]][token])
+        return nodes[1:]
+
+
+class Beginning(NamedTuple):
+    """Of titles, to be read on. The longest is the least, and among them the likeliest: whatever is above the target
+    has to be read anyway, unless enough whole titles are found before."""
+
+    left: int  # -length
+    cost: float  # -log-probability
+    node: int
+    tokens: tuple[int, ...]
+
+
+class Search:
+    """One user's search: the target's log-probability, the items ahead of it, the beginnings still to be read.
+
+    logps [len(target), V]: next-token log-probabilities after the prompt and after each token of the target but its
+    last. allowed: whether an item counts.
+    """
+
+    def __init__(self, trie: Trie, target: Sequence[int], logps: np.ndarray, allowed: Callable[[int], bool]):
+        self.trie, self.allowed = trie, allowed
+        path = trie.path(target)
+        along = np.cumsum(logps[np.arange(len(target)), list(target)], dtype=np.float64)
+        self.floor = float(along[-1])
+        self.ahead, self.tied = 0, sum(map(allowed, trie.items[path[-1]]))
+        self.open: list[Beginning] = []
+        for place, node in enumerate([0, *path[:-1]]):
+            before = float(along[place - 1]) if place else 0.0
+            self.read(Beginning(-place, -before, node, tuple(target[:place])), logps[place], followed=path[place])
+
+    def read(self, beginning: Beginning, logps: np.ndarray, followed: int = -1) -> None:
+        """Take in the next-token log-probabilities [V] after a beginning. followed: the child that is known already."""
+        tokens, children = self.trie.below(beginning.node)
+        totals = logps[tokens].astype(np.float64) - beginning.cost
+        for k in np.flatnonzero((totals >= self.floor) & (children != followed)).tolist():
+            child = int(children[k])
+            ending = sum(map(self.allowed, self.trie.items[child]))
+            if totals[k] > self.floor:
+                self.ahead += ending
+            else:
+                self.tied += ending
+            if self.trie.children[child]:
+                longer = (*beginning.tokens, int(tokens[k]))
+                heapq.heappush(self.open, Beginning(-len(longer), -float(totals[k]), child, longer))
+
+    def next(self, number: int) -> list[Beginning]:
+        """The beginnings to read next; none where the target's place is known."""
+        return [heapq.heappop(self.open) for _ in range(min(number, len(self.open)))] if self.ahead < DEPTH else []
+
+
+@torch.no_grad()
+def places(
+    encoder: ImageEncoder,
+    prompts: Sequence[Prompt],
+    targets: Sequence[Sequence[int]],
+    trie: Trie,
+    allowed: Sequence[Callable[[int], bool]],
+) -> tuple[np.ndarray, np.ndarray]:
+    """How many items are ahead of each target ([B], at least DEPTH means any number from there), and how many others
+    have its very title ([B]).
+
+    targets: the target's tokens for each prompt, in the trie. allowed: for each prompt whether an item counts, false
+    for the target itself.
+    """
+    cache, start = DynamicCache(), max(len(prompt.ids) for prompt in prompts)
+    packed = pack_for(encoder, prompts, [[target] for target in targets])
+    images = encoder.outputs([item for prompt in prompts for item in prompt.images])
+    logps = iter(_next_logps(encoder, packed, packed.row, packed.column, cache, 0, images))
+    searches = [
+        Search(trie, target, np.stack([next(logps) for _ in target]), test) for target, test in zip(targets, allowed)
+    ]
+    active = list(range(len(searches)))  # the rows of the cache
+    while active:
+        if cache.get_seq_length() > start:
+            cache.crop(start - cache.get_seq_length())  # leaves the prompts alone
+        chosen = [searches[b].next(max(1, TOGETHER // len(active))) for b in active]
+        rows = [row for row, beginnings in enumerate(chosen) if beginnings]
+        if len(rows) < len(active):
+            active, chosen = [active[row] for row in rows], [chosen[row] for row in rows]
+            cache.batch_select_indices(torch.tensor(rows, device=encoder.backbone.device, dtype=torch.long))
+        if active:
+            # A last token is never read, so each beginning gets one more: what is predicted there is what is asked.
+            answers = [[(*beginning.tokens, 0) for beginning in beginnings] for beginnings in chosen]
+            packed = pack_for(encoder, [prompts[b] for b in active], answers, start=start)
+            ends = torch.tensor([len(answer) for some in answers for answer in some]).cumsum(0) - 1
+            logps = iter(_next_logps(encoder, packed, packed.row[ends], packed.column[ends], cache, start, {}))
+            for b, beginnings in zip(active, chosen):
+                for beginning in beginnings:
+                    searches[b].read(beginning, next(logps))
+    return np.array([search.ahead for search in searches]), np.array([search.tied for search in searches])
+
+
+def _next_logps(
+    encoder: ImageEncoder, packed: Packed, row: Tensor, column: Tensor, cache: DynamicCache, first: int, images: dict
+) -> np.ndarray:
+    """Next-token log-probabilities at these positions, [positions, V]; columns before `first` are in the cache."""
+    backbone = encoder.backbone
+    inputs = packed_inputs(packed, backbone.layout, backbone.device, backbone.compute, first)
+    logits = logits_at(backbone, row, column - first, **inputs, **images, past_key_values=cache, use_cache=True)
+    return logits.float().log_softmax(-1).cpu().numpy()

@@ -1,0 +1,75 @@
+"""What is possible on the toy catalogue: the Bayes-optimal ranking, from words, images or both.
+
+In: a toy dataset's `world.json`. Out: a scorer for each observer: it takes an `Example` and returns a score for each
+of its candidates, proportional to the probability that this candidate is chosen next.
+
+A type's choices are independent draws of cells (theme, style), and within a cell every unseen item is alike. So
+the history's evidence about the type is the product of what the observer sees of each cell:
+
+    p(type | history) ∝ p(type) · Π p(what is seen of item t | type)
+    p(next = c | history) = Σ_type p(type | history) · p(what is known of c | type) / (unseen items it may be)
+
+The words observer sees themes only, the images observer styles only, in the history and among the candidates.
+On the cold split candidates are familiar, so a model may have learnt their style from training alone; there the
+one-sided observers are granted full knowledge of the candidates, and blind is only their view of the history.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from hanorec.data.catalog import Catalog
+from hanorec.data.examples import Example
+from hanorec.data.toy import choice_probabilities
+from hanorec.errors import DataError
+
+OBSERVERS = ("both", "words", "images")
+
+
+def read_oracles(
+    folder: Path, catalog: Catalog, pool: np.ndarray, *, know_candidates: bool
+) -> dict[str, Callable[[Example], np.ndarray]]:
+    """The observers' scorers by name; empty where the dataset is no toy world.
+
+    pool: the items that targets are chosen from. know_candidates: the cold split's rule, see above.
+    Errors: DataError where `world.json` is not one of this catalogue.
+    """
+    path = folder / "world.json"
+    if not path.is_file():
+        return {}
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        cells = np.array([facts["items"][item] for item in catalog.items])  # [items, 2]: theme, style
+        prior = np.array(facts["prior"])
+        sizes = len(facts["themes"]), len(facts["styles"])
+        choices = choice_probabilities(facts["world"]["affinity"]).reshape(-1, *sizes)
+    except (KeyError, ValueError, TypeError) as error:
+        raise DataError(f"{path}: does not describe this catalogue: {error!r}") from error
+
+    theme, style = cells.T
+    # p(what an observer sees | type): [types, items]
+    seen = {
+        "both": choices[:, theme, style],
+        "words": choices.sum(axis=2)[:, theme],
+        "images": choices.sum(axis=1)[:, style],
+    }
+    kind = {"both": theme * sizes[1] + style, "words": theme, "images": style}  # items of one kind look alike
+
+    def scorer(observer: str) -> Callable[[Example], np.ndarray]:
+        told = "both" if know_candidates else observer  # what is known of candidates
+
+        def score(example: Example) -> np.ndarray:
+            history, candidates = list(example.history), list(example.candidates)
+            posterior = prior * seen[observer][:, history].prod(axis=1)
+            posterior /= posterior.sum()
+            unseen = np.setdiff1d(pool, history)
+            alike = np.bincount(kind[told][unseen], minlength=kind[told].max() + 1)
+            return posterior @ seen[told][:, candidates] / alike[kind[told][candidates]]
+
+        return score
+
+    return {observer: scorer(observer) for observer in OBSERVERS}

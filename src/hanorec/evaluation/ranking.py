@@ -1,0 +1,205 @@
+"""From examples to measures: every candidate scored by its exact log-likelihood, then the metrics.
+
+In: examples and something that scores their candidates (the model, or a baseline). Out: what a model answered
+(`Answers`) and, from it, one number a user and metric. A response's score is the log-probability of the whole
+title and its end, so no title wins because it is the beginning of another. Candidates are the example's own, or the
+whole catalogue (`Everything`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from hanorec import distributed
+from hanorec.data.examples import Example
+from hanorec.errors import DataError
+from hanorec.evaluation import catalog_ranking as full_ranking
+from hanorec.evaluation import metrics
+from hanorec.models.prompts import Prompts
+from hanorec.models.scoring import batches, score
+
+MAIN_MEASURE = {"next": "NDCG@10", "top3": "NDCG@3", "yesno": "AUC"}  # what the best state is chosen by
+WHOLE = (10, 20, full_ranking.DEPTH)  # the places asked for among the whole catalogue
+
+
+class Answers(NamedTuple):
+    """What a recommender answered to U examples; None where the task does not ask for it."""
+
+    scores: np.ndarray | None = None  # [U, C] next: one a candidate. [U, 1] yesno: of the item asked about
+    places: np.ndarray | None = None  # [U, 2] next, whole catalogue: items ahead of the target, items tied with it
+    lists: np.ndarray | None = None  # [U, 3] top3: item indices, best first
+    hard: np.ndarray | None = None  # [U] yesno: 1 where the answer is Yes
+
+    def take(self, rows: np.ndarray) -> Answers:
+        """The answers to some of the examples."""
+        return Answers(*(None if part is None else part[rows] for part in self))
+
+
+class Everything:
+    """The whole catalogue as candidates: every item of `pool` that the user has not chosen, and the target."""
+
+    def __init__(self, pool: np.ndarray):
+        self.pool = frozenset(pool.tolist())
+
+    def counts(self, example: Example) -> Callable[[int], bool]:
+        """Whether an item is a candidate besides the target."""
+        return lambda item: item in self.pool and item not in example.seen
+
+    def candidates(self, example: Example) -> tuple[int, ...]:
+        """The target and then all others."""
+        return (*example.targets, *(self.pool - example.seen - set(example.targets)))
+
+
+def ask_scorer(
+    scorer: Callable[[Example], np.ndarray],
+    examples: Sequence[Example],
+    task: str,
+    everything: Everything | None = None,
+) -> Answers:
+    """The answers of a baseline or oracle, which scores an example's candidates. In top-3 lists ties fall at random."""
+    if everything is not None:  # one user's candidates at a time: all users' would not fit
+        places = []
+        for example in examples:
+            scores = scorer(replace(example, candidates=everything.candidates(example)))
+            places.append([part[0] for part in metrics.positions(scores[None], [0])])
+        return Answers(places=np.array(places))
+    scores = np.stack([scorer(example) for example in examples])
+    if task != "top3":
+        return Answers(scores=scores)
+    candidates = np.array([example.candidates for example in examples])
+    shuffled = np.random.default_rng(0).random(scores.shape)
+    order = np.lexsort((shuffled, -scores))[:, :3]
+    return Answers(lists=np.take_along_axis(candidates, order, axis=1))
+
+
+@torch.no_grad()
+def ask_model(
+    prompts: Prompts,
+    examples: Sequence[Example],
+    *,
+    forward_tokens: int = 8192,
+    everything: Everything | None = None,
+    progress: str = "",
+) -> Answers:
+    """The answers of the model, noise and dropout off; a forward takes `forward_tokens` tokens at most.
+
+    Top-3 lists are written one place after the other: the likeliest title, then the likeliest after it, …
+    """
+    model = prompts.encoder.backbone.model
+    was_training = model.training
+    model.eval()
+    if everything is not None and prompts.encoder.backbone.layout.plain:
+        raise DataError(f"--candidates all: needs packed responses, but {prompts.encoder.backbone.layout.plain}")
+    if everything is None:
+        lengths = [prompts.length(e, [prompts.name([item]) for item in e.candidates]) for e in examples]
+        ask = _ask_batch
+    else:
+        lengths = [2 * prompts.length(e, ()) for e in examples]  # what the search reads comes on top
+        titles = everything.pool.union(*(e.targets for e in examples))
+        trie = full_ranking.Trie({item: prompts.name([item]) for item in sorted(titles)})
+        ask = partial(_ask_everything, trie=trie, everything=everything)
+    parts = batches(lengths, forward_tokens)
+    quiet = not progress or not distributed.is_main_process()
+    with tqdm(total=len(examples), desc=progress, unit="user", disable=quiet, leave=False) as bar:
+
+        def answer(batch: list[int]) -> Answers:
+            bar.update(distributed.world_size() * len(batch))
+            return ask(prompts, [examples[i] for i in batch])
+
+        answers = distributed.map_over_ranks(answer, parts)
+    model.train(was_training)
+    whole = Answers(*(None if part[0] is None else np.concatenate(part) for part in zip(*answers)))
+    return whole.take(np.argsort(np.concatenate(parts)))
+
+
+def _ask_everything(
+    prompts: Prompts, examples: Sequence[Example], *, trie: full_ranking.Trie, everything: Everything
+) -> Answers:
+    asked = [prompts.prompt(example) for example in examples]
+    targets = [prompts.chosen(example) for example in examples]
+    counts = [everything.counts(example) for example in examples]
+    return Answers(places=np.column_stack(full_ranking.places(prompts.encoder, asked, targets, trie, counts)))
+
+
+def _ask_batch(prompts: Prompts, examples: Sequence[Example]) -> Answers:
+    if prompts.task == "yesno":
+        both = [[prompts.answers["Yes"], prompts.answers["No"]] for _ in examples]
+        yes, no = _scores(prompts, [prompts.prompt(example) for example in examples], both).T
+        return Answers(scores=(1 / (1 + np.exp(np.clip(no - yes, -700, 700))))[:, None], hard=(yes > no).astype(int))
+    if prompts.task == "next":
+        responses = [[prompts.name([item]) for item in example.candidates] for example in examples]
+        return Answers(scores=_scores(prompts, [prompts.prompt(example) for example in examples], responses))
+    lists = np.empty((len(examples), 0), dtype=int)
+    for place in range(3):
+        left = [[item for item in e.candidates if item not in taken] for e, taken in zip(examples, lists)]
+        asked = [prompts.prompt(example, taken) for example, taken in zip(examples, lists)]
+        responses = [[prompts.name([item], last=place == 2) for item in items] for items in left]
+        best = _scores(prompts, asked, responses).argmax(axis=1)
+        lists = np.column_stack([lists, [items[b] for items, b in zip(left, best)]])
+    return Answers(lists=lists)
+
+
+def _scores(prompts: Prompts, asked: list, responses: list) -> np.ndarray:
+    return score(prompts.encoder, asked, responses).view(len(asked), -1).double().cpu().numpy()
+
+
+def user_measures(task: str, answers: Answers, examples: Sequence[Example]) -> dict[str, np.ndarray]:
+    """One number an example and metric, [U]; yes/no measures belong to all users together, see `measures`."""
+    targets = np.array([example.targets for example in examples])
+    if task == "top3":
+        return {
+            "HR@3": metrics.list_hit_rate(answers.lists, targets),
+            "NDCG@3": metrics.list_ndcg(answers.lists, targets),
+        }
+    if answers.places is not None:
+        ahead, tied = answers.places.T
+        return {
+            **{f"HR@{k}": metrics.hit_rate(ahead, tied, k) for k in WHOLE},
+            **{f"NDCG@{k}": metrics.ndcg(ahead, tied, k) for k in WHOLE},
+        }
+    target = np.array([example.candidates.index(example.targets[0]) for example in examples])
+    ahead, tied = metrics.positions(answers.scores, target)
+    return {
+        **{f"HR@{k}": metrics.hit_rate(ahead, tied, k) for k in (1, 3, 5, 10)},
+        **{f"NDCG@{k}": metrics.ndcg(ahead, tied, k) for k in (3, 5, 10)},
+        "MRR": metrics.reciprocal_rank(ahead, tied),
+    }
+
+
+def point_measures(task: str, answers: Answers, examples: Sequence[Example]) -> dict[str, float]:
+    """Every measure of a task. Yes/no: "AUC" from probabilities, "AUC hard" from the answers Yes and No, as the
+    authors compute it."""
+    if task != "yesno":
+        return {name: float(values.mean()) for name, values in user_measures(task, answers, examples).items()}
+    labels = np.array([example.candidates[0] in example.targets for example in examples])
+    return {name: metrics.auc(column, labels) for name, column in _yesno_columns(answers).items()}
+
+
+def measures(task: str, answers: Answers, examples: Sequence[Example]) -> dict[str, tuple[float, float, float]]:
+    """Every measure of a task as (value, low, high): the interval is a bootstrap over users at 95 %."""
+    if task != "yesno":
+        values = user_measures(task, answers, examples)
+        return {name: (float(v.mean()), *metrics.bootstrap_interval(v)) for name, v in values.items()}
+    labels = np.array([example.candidates[0] in example.targets for example in examples])
+    result = {}
+    for name, column in _yesno_columns(answers).items():
+
+        def statistic(users: np.ndarray, column: np.ndarray = column) -> float:
+            rows = np.concatenate([2 * users, 2 * users + 1])  # a user is a Yes row and a No row
+            return metrics.auc(column[rows], labels[rows])
+
+        interval = metrics.bootstrap_interval(np.zeros(len(labels) // 2), statistic=statistic, samples=300)
+        result[name] = (metrics.auc(column, labels), *interval)
+    return result
+
+
+def _yesno_columns(answers: Answers) -> dict[str, np.ndarray]:
+    columns = {"AUC": answers.scores[:, 0]}
+    return columns if answers.hard is None else columns | {"AUC hard": answers.hard}

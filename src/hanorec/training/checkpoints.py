@@ -1,0 +1,125 @@
+"""Where an unfinished run stands, on disk: written whole or not at all, and read with care.
+
+In: tensors by name and a few numbers. Out: `checkpoint/` in the run's folder, and `checkpoint.old/`, the one before it:
+safetensors and JSON alone, so that reading one runs no code. A checkpoint is prepared beside, forced to the disk and
+renamed; whatever moment a run dies at, one of the two is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hanorec import distributed
+from hanorec.errors import DataError
+
+NEWEST, BEFORE, FRESH = "checkpoint", "checkpoint.old", "checkpoint.new"
+
+
+def save(folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict) -> None:
+    """Write a checkpoint: a safetensors file for each entry of `tensors`, and state.json.
+
+    Errors: DataError where the disk does not take it; the last good checkpoint stays.
+    """
+    fresh, newest, before = folder / FRESH, folder / NEWEST, folder / BEFORE
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        for name, some in tensors.items():
+            save_file(
+                {key: value.detach().cpu().contiguous() for key, value in some.items()}, fresh / f"{name}.safetensors"
+            )
+        (fresh / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
+        for path in fresh.iterdir():
+            _to_disk(path)
+    except Exception as error:  # safetensors has errors of its own
+        shutil.rmtree(fresh, ignore_errors=True)
+        last = next((f for f in (newest, before) if f.is_dir()), None)
+        raise DataError(
+            f"{fresh}: the checkpoint of step {state['step']} cannot be written ({error}); "
+            + (f"the last good one is {last}: make room and go on with --resume" if last else "there is none before it")
+        ) from error
+    if newest.exists():
+        shutil.rmtree(before, ignore_errors=True)
+        newest.rename(before)
+    fresh.rename(newest)
+    _to_disk(folder)
+
+
+def load(folder: Path, use: Callable[[dict[str, dict[str, Tensor]], dict], None]) -> bool:
+    """Give the newest whole checkpoint to `use`; False where there is none yet.
+
+    `use` may refuse it by an exception. A newest one that is damaged or refused is passed over with a warning for the
+    one before it. Errors: DataError where there are checkpoints but none can be used.
+    """
+    found = [path for path in (folder / NEWEST, folder / BEFORE) if path.is_dir()]
+    problems = []
+    for path in found:
+        try:
+            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            use({file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}, state)
+        except Exception as error:
+            problems.append(f"{path}: not a whole checkpoint of this run ({type(error).__name__}: {error})")
+            continue
+        if problems:
+            warnings.warn(f"{problems[0]}; going on from the one before, of step {state['step']}", stacklevel=2)
+        return True
+    if problems:
+        raise DataError("; ".join(problems))
+    return False
+
+
+def discard(folder: Path) -> None:
+    """Remove a finished run's checkpoints."""
+    for name in (NEWEST, BEFORE, FRESH):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimizer's state as "<what> <parameter's name>" → tensor."""
+    return {
+        f"{what} {name}": distributed.full_tensor(torch.as_tensor(value))
+        for name, parameter in model.named_parameters()
+        for what, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def set_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The way back. Errors: KeyError for a parameter that the model does not have."""
+    parameters = dict(model.named_parameters())
+    optimizer.state.clear()
+    for key, value in tensors.items():
+        what, name = key.split(" ", 1)
+        parameter = parameters[name]
+        state = optimizer.state.setdefault(parameter, {})
+        if what == "step":
+            state[what] = value.to(parameter.device if optimizer.defaults.get("fused") else "cpu")
+        else:
+            state[what] = distributed.distribute_like(value, parameter)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    _to_disk(partial)
+    partial.replace(path)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file, or a folder's names, are on the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError:  # some file systems have no folders to force
+        pass
+    finally:
+        os.close(number)

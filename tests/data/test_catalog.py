@@ -1,0 +1,251 @@
+"""Catalogues are read as they stand, or refused by file, line and value; a bad image never stops a run."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hanorec.data import catalog
+from hanorec.data.catalog import content_fingerprint, load_image, read_catalog
+from hanorec.errors import DataError
+
+
+def write(folder: Path, content: str | bytes, name: str = "titles.csv") -> Path:
+    (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    return folder
+
+
+def picture(path: Path, size: tuple[int, int] = (4, 6), mode: str = "RGB") -> Path:
+    path.parent.mkdir(exist_ok=True)
+    Image.new(mode, size).save(path)
+    return path
+
+
+def png_header(path: Path, width: int, height: int) -> Path:
+    """A PNG that announces this size and then holds no pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def no_unexpected_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+# --- titles
+
+
+@pytest.mark.parametrize("header", ["item,title\n", "", "Item_ID,Title\n", "\ufeffid,name\n", "\ufeff", "itemid,t\r\n"])
+def test_reads_items_in_file_order_with_or_without_header(tmp_path, header):
+    read = read_catalog(
+        write(tmp_path, header + '9,"Paris, Texas (1984)"\n\n \n 10 ,  Le  Samouraï\r\nx7,"Say ""hi"""\n')
+    )
+    assert read.items == ("9", "10", "x7")
+    assert read.titles == ("Paris, Texas (1984)", "Le Samouraï", 'Say "hi"')
+    assert read.images == (None, None, None)
+    assert read.index == {"9": 0, "10": 1, "x7": 2}
+    assert len(read) == 3
+
+
+def test_only_the_first_row_can_be_a_header(tmp_path):
+    assert read_catalog(write(tmp_path, "item,title\n1,A\nid,B\n")).items == ("1", "id")
+
+
+def test_a_title_is_one_line(tmp_path):
+    assert read_catalog(write(tmp_path, '1,"One\n  line"\n2,B\n')).titles == ("One line", "B")
+
+
+def test_takes_the_authors_file_name_and_prefers_titles_csv(tmp_path):
+    write(tmp_path, "1,A\n", "MicroLens_titles.csv")
+    assert read_catalog(str(tmp_path)).titles == ("A",)
+    write(tmp_path, "1,B\n", "Netflix_titles.csv")
+    with pytest.raises(DataError, match=r"MicroLens_titles\.csv, Netflix_titles\.csv"):
+        read_catalog(tmp_path)
+    write(tmp_path, "1,C\n")
+    assert read_catalog(tmp_path).titles == ("C",)
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "value"),
+    [
+        ("1,A\n\n2,B,C\n", 3, "quote a title.*'2,B,C'"),
+        ("item,title\n1\n", 2, "no title.*'1'"),
+        ("1,A\n2,  \n", 2, "'2' has an empty title"),
+        ("1,A\n,B\n", 2, "must be one word, found ''"),
+        ("1 2,A\n", 1, "must be one word, found '1 2'"),
+        ('1,A\n2,"B\nb"\n1,C\n', 4, "'1' appears twice"),
+        ('1,A\n2,"B\n3,C\n', 2, "not CSV"),  # without strict reading item 3 would vanish into 2's title
+        (b"1,A\n2,caf\xe9\n", 2, "not UTF-8, byte 0xe9"),
+        (b"\xef\xbb\xbf1,A\r\n2,B\r\n3,\xff\r\n", 3, "not UTF-8, byte 0xff"),
+    ],
+)
+def test_errors_name_file_line_and_value(tmp_path, content, line, value):
+    with pytest.raises(DataError, match=rf"titles\.csv:{line}: .*{value}"):
+        read_catalog(write(tmp_path, content))
+
+
+def test_errors_without_a_line(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere: no such folder"):
+        read_catalog(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"no titles\.csv.* holds nothing"):
+        read_catalog(tmp_path)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "train.tsv").touch()
+    with pytest.raises(DataError, match=r"no titles\.csv.* holds images, train\.tsv$"):
+        read_catalog(tmp_path)
+    with pytest.raises(DataError, match=r"titles\.csv: no items"):
+        read_catalog(write(tmp_path, "item,title\n\n"))
+
+
+def test_a_long_listing_is_cut(tmp_path):
+    for name in "abcd":
+        (tmp_path / name).touch()
+    assert catalog.listing(tmp_path, limit=2) == f"{tmp_path} holds a, b and 2 more"
+    assert catalog.listing(tmp_path, limit=4) == f"{tmp_path} holds a, b, c, d"
+    assert catalog.listing(tmp_path / "e") == f"there is no folder {tmp_path / 'e'}"
+
+
+def test_shared_titles_stay_apart_and_are_counted_once(tmp_path):
+    write(tmp_path, "1,Hamlet\n2,Emma\n3,Hamlet\n4,Emma\n5,Hamlet\n")
+    with pytest.warns(UserWarning) as caught:
+        read = read_catalog(tmp_path)
+    assert read.titles == ("Hamlet", "Emma", "Hamlet", "Emma", "Hamlet")
+    assert read.index["5"] == 4
+    assert len(caught) == 1
+    assert "3 items have the title of an earlier item, e.g. 'Hamlet' is 1 and 3" in str(caught[0].message)
+
+
+# --- images
+
+
+def test_images_are_found_by_item_id(tmp_path):
+    write(tmp_path, "1,A\n2,B\n3,C\n4,D\n5,E\n6,F\n")
+    for name in ("1.jpg", "2.JPEG", "3.png", "3.webp", "4.gif", "0.jpg", "6.png", "6.JPG"):
+        picture(tmp_path / "images" / name)
+    (tmp_path / "images" / "5.jpg").mkdir()
+    names = [path and path.name for path in read_catalog(tmp_path).images]
+    assert names == ["1.jpg", "2.JPEG", "3.png", None, None, "6.JPG"]
+    assert read_catalog(tmp_path).images[0] == tmp_path / "images" / "1.jpg"
+
+
+def test_which_of_several_images_does_not_depend_on_the_order_of_the_listing(tmp_path):
+    items = [str(number) for number in range(20)]
+    write(tmp_path, "".join(f"{item},T{item}\n" for item in items))
+    for item in items:
+        for suffix in (".png", ".jpeg", ".webp"):
+            picture(tmp_path / "images" / (item + suffix))
+    assert [path.name for path in read_catalog(tmp_path).images] == [item + ".jpeg" for item in items]
+
+
+def test_images_that_belong_to_no_item_are_suspicious(tmp_path):
+    write(tmp_path, "1,A\n2,B\n")
+    picture(tmp_path / "images" / "cover1.jpg")
+    with pytest.warns(UserWarning, match=r"images: no image is named after an item, e\.g\. 1\.jpg"):
+        assert read_catalog(tmp_path).images == (None, None)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
+def test_every_mode_becomes_rgb(tmp_path, mode):
+    image = load_image(picture(tmp_path / ("a.jpg" if mode == "CMYK" else "a.png"), (4, 6), mode))
+    assert (image.mode, image.size) == ("RGB", (4, 6))
+
+
+def test_images_are_turned_upright(tmp_path):
+    image = Image.new("RGB", (4, 6))
+    exif = image.getexif()
+    exif[0x0112] = 6  # orientation: turn by 90 degrees
+    image.save(tmp_path / "a.jpg", exif=exif)
+    assert load_image(tmp_path / "a.jpg").size == (6, 4)
+
+
+def test_a_broken_image_is_a_warning_and_none(tmp_path):
+    whole = picture(tmp_path / "whole.png", (64, 64)).read_bytes()
+    (tmp_path / "truncated.png").write_bytes(whole[: len(whole) - 40])
+    (tmp_path / "text.jpg").write_text("<html>not found</html>")
+    (tmp_path / "empty.jpg").touch()
+    png_header(tmp_path / "wide.png", 10_000, 5_001)  # above our limit alone
+    png_header(tmp_path / "wider.png", 10_000, 10_000)  # where Pillow warns
+    png_header(tmp_path / "bomb.png", 30_000, 30_000)  # where Pillow raises
+    reasons = {
+        "truncated.png": "truncated",
+        "text.jpg": "cannot identify",
+        "empty.jpg": "cannot identify",
+        "missing.jpg": "No such file",
+        "wide.png": "10000 x 5001 pixels, the limit is 50,000,000",
+        "wider.png": "10000 x 10000 pixels",
+        "bomb.png": "DecompressionBomb",
+    }
+    for name, reason in reasons.items():
+        with pytest.warns(UserWarning) as caught:
+            assert load_image(tmp_path / name) is None
+        assert len(caught) == 1
+        assert str(tmp_path / name) in str(caught[0].message)
+        assert reason in str(caught[0].message)
+
+
+def test_the_pixel_limit_is_inclusive(tmp_path, monkeypatch):
+    path = picture(tmp_path / "a.png", (4, 6))
+    monkeypatch.setattr(catalog, "MAX_PIXELS", 24)
+    assert load_image(path) is not None
+    monkeypatch.setattr(catalog, "MAX_PIXELS", 23)
+    with pytest.warns(UserWarning, match="4 x 6 pixels, the limit is 23"):
+        assert load_image(path) is None
+
+
+# --- fingerprints
+
+
+def test_a_fingerprint_tells_contents_types_order_and_borders_apart(tmp_path):
+    file = tmp_path / "file"
+    file.write_bytes(b"ab")
+    zeros = np.zeros((2, 3), np.float32)
+    different = [
+        (),
+        ("",),
+        ("", ""),
+        (b"",),
+        (None,),
+        ("ab",),
+        ("a", "b"),
+        ("b", "a"),
+        (b"ab",),
+        (file,),
+        (zeros,),
+        (zeros.T,),
+        (zeros.reshape(6),),
+        (zeros.view(np.int32),),
+        (zeros.tobytes(),),
+        (zeros + 1,),
+    ]
+    prints = [content_fingerprint(*parts) for parts in different]
+    assert len(set(prints)) == len(different)
+    assert all(len(value) == 64 and set(value) <= set("0123456789abcdef") for value in prints)
+
+
+def test_a_fingerprint_depends_on_content_alone(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).write_bytes(b"same")
+    assert content_fingerprint(tmp_path / "one") == content_fingerprint(tmp_path / "two")
+    grid = np.arange(6).reshape(2, 3)
+    assert content_fingerprint(grid.T) == content_fingerprint(grid.T.copy())
+    # pinned: another value would throw away every cache that anyone has made
+    assert content_fingerprint("é", b"", None) == "7a0c7f80275ffb9f5c7bdb9dba9a60026dcea418bff4536f09634abc58d133eb"
+
+
+def test_a_fingerprint_refuses_what_has_no_bytes():
+    for part in (3, ["a"], np.array([None])):
+        with pytest.raises(TypeError, match="content_fingerprint takes"):
+            content_fingerprint(part)

@@ -1,0 +1,105 @@
+"""Examples: deterministic, fair, and without leaks, for every task."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from hanorec.data.dataset import split_examples
+from hanorec.data.examples import Negatives, make_examples
+from hanorec.data.interactions import Window, read_sequences, rng
+from hanorec.errors import DataError
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*rows are too short")
+TASKS = ["next", "top3", "yesno"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("strategy", ["random", "popularity", "neighbours"])
+def test_no_negative_was_ever_chosen_and_no_target_leaks(data, task, strategy):
+    neighbours = np.random.default_rng(0).permuted(
+        np.tile(np.arange(len(data.catalog)), (len(data.catalog), 1)), axis=1
+    )[:, :30]
+    rows = {row.user: set(row.items) for row in read_sequences(data.folder / "train.tsv", data.catalog)}
+    examples = split_examples(data, "train", task, every=True, candidates=9, rejected=1 if task == "yesno" else 2,
+                              negatives=strategy, neighbours=neighbours)  # fmt: skip
+    for example in examples:
+        assert not set(example.targets) & set(example.history)
+        others = set(example.candidates) - set(example.targets) | {i for items in example.rejected for i in items}
+        assert not others & rows[example.user]
+        if task != "yesno":
+            assert len(set(example.candidates)) == 9
+            assert set(example.targets) <= set(example.candidates)
+            assert all(set(items) <= set(example.candidates) for items in example.rejected)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_examples_depend_on_the_seed_alone(data, task):
+    first = split_examples(data, "val", task, candidates=9)
+    assert first == split_examples(data, "val", task, candidates=9)
+    assert first != split_examples(data, "val", task, candidates=9, seed=1)
+    some = split_examples(data, "val", task, candidates=9, users=5)
+    assert set(some) <= set(first)  # fewer users, the same candidates
+
+
+def test_the_target_stands_anywhere_in_the_list(data):
+    places = Counter(
+        e.candidates.index(e.targets[0]) for e in split_examples(data, "train", "next", every=True, candidates=5)
+    )
+    assert set(places) == set(range(5)) and max(places.values()) < 0.4 * sum(places.values())
+
+
+def test_a_yes_no_window_asks_once_for_the_target_and_once_for_another(data):
+    yes, no = split_examples(data, "test", "yesno", users=1)
+    assert yes.candidates == yes.targets
+    assert no.candidates == no.rejected[0] and no.candidates != no.targets
+    assert yes.item_pairs == no.item_pairs == [[(yes.targets[0], no.candidates[0])]]
+
+
+def test_top3_pairs_three_targets_with_three_others(data):
+    example = split_examples(data, "test", "top3", users=1, candidates=9)[0]
+    assert len(example.history) <= 3 and len(example.targets) == 3
+    assert example.item_pairs == [list(zip(example.targets, example.rejected[0]))]
+
+
+@pytest.fixture
+def window():
+    return Window("u", history=(0,), targets=(1,), seen=frozenset({0, 1}), position=1)
+
+
+def test_neighbour_negatives_are_sampled_from_the_k_nearest(window):
+    """Of the neighbours 2, 3, 4, 0 of item 1, item 0 was chosen; each other one is drawn about a third of the time."""
+    neighbours = np.array([[9, 9, 9, 9], [2, 3, 4, 0]])
+    negatives = Negatives(np.arange(50), np.ones(50, int), "neighbours", neighbours)
+    drawn = Counter(negatives.draw(window, 1, rng(0, draw))[0] for draw in range(600))
+    assert set(drawn) == {2, 3, 4} and min(drawn.values()) > 140
+
+
+def test_too_few_neighbours_are_filled_up_at_random(window):
+    negatives = Negatives(np.arange(50), np.ones(50, int), "neighbours", np.array([[9], [2]]))
+    drawn = negatives.draw(window, 5, rng(0))
+    assert drawn[0] == 2 and len(set(drawn)) == 5
+
+
+def test_popular_negatives_follow_the_counts(window):
+    counts = np.array([5, 5, 30, 10, 0])
+    negatives = Negatives(np.flatnonzero(counts), counts, "popularity")
+    drawn = Counter(negatives.draw(window, 1, rng(0, draw))[0] for draw in range(800))
+    assert set(drawn) == {2, 3} and 2.2 < drawn[2] / drawn[3] < 4.2
+
+
+def test_a_catalogue_too_small_is_an_error_that_says_so(window):
+    with pytest.raises(DataError, match="user u: 19 negatives asked for, but only 8 items are left"):
+        make_examples([window], Negatives(np.arange(10), np.ones(10, int)), "next", candidates=20)
+
+
+def test_more_candidates_than_items_is_an_error(data):
+    with pytest.raises(DataError, match="--candidates 9999: the catalogue has"):
+        split_examples(data, "test", "next", candidates=9999)
+
+
+def test_rows_too_short_are_skipped_and_counted(data):
+    with pytest.warns(UserWarning, match="rows are too short for the task top3"):
+        split_examples(data, "train", "top3", candidates=9)

@@ -1,0 +1,224 @@
+"""Backbones of many families: packed, plain and ready features agree; training changes adapters alone; what is saved
+scores the same in another process. Where a family cannot be packed, it goes the plain way and says so."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+
+import families
+import pytest
+import torch
+from PIL import Image
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from hanorec.data.dataset import split_examples
+from hanorec.errors import DataError
+from hanorec.evaluation.ranking import Everything, ask_model
+from hanorec.losses import hanorec_loss
+from hanorec.models import tiny
+from hanorec.models.backbone import load_backbone
+from hanorec.models.lora import add_lora
+from hanorec.models.packing import Prompt
+from hanorec.models.prompts import Prompts
+from hanorec.models.scoring import score
+from hanorec.training.loop import optimizer_for
+from hanorec.training.session import encoder_for
+
+CPU = torch.device("cpu")
+EVERY = [*families.PACKED, *families.PLAIN]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Each family's checkpoint, made when first asked for."""
+    made = {}
+
+    def of(build):
+        if build not in made:
+            made[build] = families.save(build, tmp_path_factory.mktemp(build.__name__))
+        return made[build]
+
+    return of
+
+
+def load(folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return load_backbone(str(folder), dtype="float32", device=CPU)
+
+
+def asked_plainly(backbone, items, data):
+    """Prompt ids and inputs as the family's processor makes them of a text with two images."""
+    images = [[Image.open(data.catalog.images[item]).convert("RGB") for item in items]]
+    text = f"Comet {backbone.image_text} then {backbone.image_text} which?"
+    inputs = dict(backbone.processor(text=[text], images=images, add_special_tokens=False, return_tensors="pt"))
+    return inputs.pop("input_ids")[0].tolist(), {
+        k: v for k, v in inputs.items() if k not in ("attention_mask", "labels")
+    }
+
+
+@pytest.mark.parametrize("build", EVERY, ids=lambda build: build.__name__)
+def test_packed_and_ready_features_equal_the_family_used_plainly(build, folders, data):
+    """The reference here is the family's own forward over pixels, prompt + response in a sequence, nothing of ours."""
+    backbone = load(folders(build))
+    assert bool(backbone.layout.plain) == (build in families.PLAIN)
+    ids, inputs = asked_plainly(backbone, (0, 5), data)
+    responses = [backbone.tokens(text) for text in ("Tide of", "Tide of the", "the other one")]
+    prompt = Prompt(ids, [0, 5])
+
+    plain = []
+    for response in responses:
+        whole, types = torch.tensor([ids + response]), {}
+        for name in ("token_type_ids", "mm_token_type_ids"):
+            if name in inputs:  # PaliGemma: the answer is causal, which its processor writes as type 1
+                after = torch.full((1, len(response)), int(build.__name__.startswith("paligemma")))
+                types[name] = torch.cat([inputs[name], after], dim=1)
+        with torch.no_grad():
+            logits = backbone.model(
+                **(inputs | types), input_ids=whole, attention_mask=torch.ones_like(whole), use_cache=False
+            )
+        logps = logits.logits[0].log_softmax(-1)[len(ids) - 1 : -1]
+        plain.append(logps[torch.arange(len(response)), response].sum())
+
+    with torch.no_grad():
+        live = score(encoder_for(backbone, data.catalog), [prompt], [responses])
+        once = score(encoder_for(backbone, data.catalog, frozen=True), [prompt], [responses])
+    torch.testing.assert_close(live, torch.stack(plain), atol=1e-4, rtol=0)
+    torch.testing.assert_close(once, live, atol=1e-5, rtol=0)
+    if build not in families.PLAIN:  # images are seen at all: with others' features the result is another
+        encoder = encoder_for(backbone, data.catalog, frozen=True)
+        encoder.held[0], encoder.held[5] = encoder.held[5], encoder.held[0]
+        assert (score(encoder, [prompt], [responses]) - live).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("build", EVERY, ids=lambda build: build.__name__)
+def test_prompts_of_several_lengths_share_a_forward(build, folders, data):
+    """Sliding windows, image blocks and positions in three axes hold beside padding too."""
+    encoder = encoder_for(load(folders(build)), data.catalog, frozen=True)
+    prompts = Prompts(encoder, data.catalog.titles, "next", list_candidates=False)
+    examples = sorted(split_examples(data, "test", "next", candidates=4, users=8), key=lambda e: len(e.history))[::3]
+    answers = [[prompts.name([item]) for item in example.candidates] for example in examples]
+    asked = [prompts.prompt(example) for example in examples]
+    with torch.no_grad():
+        together = score(encoder, asked, answers)
+        apart = torch.cat([score(encoder, [p], [[a]]) for p, some in zip(asked, answers) for a in some])
+    torch.testing.assert_close(together, apart, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("build", families.PACKED, ids=lambda build: build.__name__)
+def test_the_whole_catalogue_is_ranked_as_if_every_title_were_scored(build, folders, data):
+    encoder = encoder_for(load(folders(build)), data.catalog, frozen=True)
+    prompts = Prompts(encoder, data.catalog.titles, "next", list_candidates=False)
+    examples = split_examples(data, "test", "next", candidates=2, users=2)
+    everything = Everything(data.familiar)
+    found = ask_model(prompts, examples, everything=everything).places
+    for example, (ahead, _) in zip(examples, found):
+        items = everything.candidates(example)
+        with torch.no_grad():
+            logps = score(encoder, [prompts.prompt(example)], [[prompts.name([item]) for item in items]])
+        truth = int((logps[1:] > logps[0] + 1e-4).sum())
+        assert min(int(ahead), 50) == pytest.approx(min(truth, 50), abs=1)
+
+
+def train(model, loss_of):
+    """Two steps, in which every adapter weight changes."""
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    assert before and all("lora_" in name and ".vis" not in name for name in before)
+    optimizer = optimizer_for(model.train(), 1e-2, 0.0)
+    for _ in range(2):
+        loss_of().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert all(not p.equal(before[n]) for n, p in model.named_parameters() if p.requires_grad)
+    model.eval()
+
+
+def sft_and_dpo(folder, data, output):
+    """Two steps of each; nothing but the adapters may change. Saves both; returns the log-probabilities at the end."""
+    backbone = load(folder)
+    base = {name: value.clone() for name, value in backbone.model.state_dict().items()}
+    torch.manual_seed(0)
+    examples = split_examples(data, "train", "next", users=2, candidates=4)
+    model = backbone.model = add_lora(backbone.model)
+    encoder = encoder_for(backbone, data.catalog, frozen=True)
+    prompts = Prompts(encoder, data.catalog.titles, "next", list_candidates=False)
+    asked = [prompts.prompt(example) for example in examples]
+    answers = [[prompts.chosen(example), *prompts.rejected(example)] for example in examples]
+
+    train(model, lambda: -score(encoder, asked, [some[:1] for some in answers]).sum())
+    kept = {n.replace("base_model.model.", "").replace(".base_layer", ""): v for n, v in model.state_dict().items()}
+    assert all(kept[name].equal(value) for name, value in base.items())
+    model.save_pretrained(output / "sft")
+
+    backbone.model = model.merge_and_unload()
+    reference = score(encoder, asked, answers).detach().view(-1, 2).T
+    model = backbone.model = add_lora(backbone.model)
+    merged = {n: v.clone() for n, v in model.state_dict().items() if "lora_" not in n}
+    easy = torch.ones(len(asked))
+    train(model, lambda: hanorec_loss(*score(encoder, asked, answers).view(-1, 2).T, *reference, easy).loss)
+    assert all(model.state_dict()[name].equal(value) for name, value in merged.items())
+    model.save_pretrained(output / "dpo")
+    with torch.no_grad():
+        return score(encoder, asked, answers).tolist()
+
+
+def test_two_steps_of_sft_and_dpo_change_adapters_alone_and_load_again(folders, data, tmp_path):
+    """For every family; the fresh process at the end loads with PEFT and Hugging Face, and scores with this project."""
+    expected = {
+        build.__name__: sft_and_dpo(folders(build), data, tmp_path / build.__name__) for build in EVERY
+    }  # fmt: skip
+    program = f"""
+import json, sys, torch
+from peft import PeftModel
+from hanorec.models.backbone import load_backbone
+from hanorec.data.dataset import open_dataset, split_examples
+from hanorec.models.prompts import Prompts
+from hanorec.models.scoring import score
+from hanorec.training.session import encoder_for
+found, data = {{}}, open_dataset({str(data.folder)!r})
+for name, folder in json.loads(sys.argv[1]).items():
+    backbone = load_backbone(folder, dtype="float32", device=torch.device("cpu"))
+    for stage in ("sft", "dpo"):
+        model = PeftModel.from_pretrained(backbone.model, {str(tmp_path)!r} + f"/{{name}}/{{stage}}")
+        backbone.model = model.merge_and_unload() if stage == "sft" else model.eval()
+    encoder = encoder_for(backbone, data.catalog)
+    prompts = Prompts(encoder, data.catalog.titles, "next", list_candidates=False)
+    examples = split_examples(data, "train", "next", users=2, candidates=4)
+    answers = [[prompts.chosen(example), *prompts.rejected(example)] for example in examples]
+    with torch.no_grad():
+        found[name] = score(encoder, [prompts.prompt(example) for example in examples], answers).tolist()
+print(json.dumps(found))
+"""
+    checkpoints = json.dumps({build.__name__: str(folders(build)) for build in EVERY})
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program, checkpoints], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    for name, logps in expected.items():
+        assert found[name] == pytest.approx(logps, abs=1e-4), name
+
+
+def test_a_family_that_cannot_be_packed_says_so_once(folders):
+    for build in families.PLAIN:
+        with pytest.warns(UserWarning, match="one forward a response") as said:
+            load_backbone(str(folders(build)), dtype="float32", device=CPU)
+        assert sum("one forward a response" in str(line.message) for line in said) == 1
+
+
+def test_the_whole_catalogue_is_refused_where_responses_cannot_be_packed(folders, data):
+    encoder = encoder_for(load(folders(families.qwen3_5)), data.catalog)
+    prompts = Prompts(encoder, data.catalog.titles, "next", list_candidates=False)
+    with pytest.raises(DataError, match="--candidates all"):
+        ask_model(
+            prompts, split_examples(data, "test", "next", candidates=2, users=1), everything=Everything(data.familiar)
+        )
+
+
+def test_a_text_only_model_is_an_error(tmp_path):
+    tokenizer = tiny.build_tokenizer(["a b"], 300)
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **families.TEXT)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(DataError, match="image-text-to-text|takes no images"):
+        load_backbone(str(tmp_path))

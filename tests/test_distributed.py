@@ -1,0 +1,132 @@
+"""Two processes do together what one does alone: the same losses, β, adapter and metrics."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
+
+from hanorec import distributed
+
+SHORT = ["--max-steps", 4, "--validate-every", 2, "--validate-users", 7, "--batch-size", 5, "--candidates", 6]
+LOG = ["--log-every", 1, "--lora-dropout", 0]
+SPLIT = ["--forward-tokens", 150]
+STAGES = {  # batches of 5 over 2 processes: shares of 3 and 2, in parts of unequal numbers where they are split
+    "sft": ("train_sft", "--output", "HERE/sft", "--data", "DATA", *SHORT, *LOG, "--train-users", 13),
+    "lora": ("train_sft", "--output", "HERE/lora", "--data", "DATA", *SHORT, *LOG, *SPLIT, "--lora", "on",
+             "--learning-rate", 1e-4),
+    "hanorec": ("train_dpo", "--sft", "ONE/sft", "--output", "HERE/hanorec", *SHORT, *LOG),
+    "split": ("train_dpo", "--sft", "ONE/sft", "--output", "HERE/split", *SHORT, *LOG, *SPLIT, "--recipe", "calibrated"),
+    "noise": ("train_dpo", "--sft", "ONE/sft", "--output", "HERE/noise", *SHORT, *LOG, "--noise", "lora"),
+    "evaluate": ("evaluate", "--runs", "HERE/hanorec", "ONE/sft", "--users", 9, "--candidates", "6"),
+    "all": ("evaluate", "--runs", "HERE/hanorec", "--users", 5, "--candidates", "all"),
+}  # fmt: skip
+SHARDED = ["lora", "hanorec", "split"]
+
+
+def call(stages: list[list[str]]) -> None:
+    for name, *arguments in stages:
+        sys.argv = [f"{name}.py", *arguments]
+        importlib.import_module(name).main()
+
+
+def stages(base, name, data, wanted) -> list[list[str]]:
+    """What a group of processes does. DPO starts from one process's SFT model, so that the stages are compared apart."""
+    places = {"DATA": data, "ONE": base / "one", "HERE": base / name}
+
+    def placed(part) -> str:
+        for word, place in places.items():
+            part = str(part).replace(word, str(place))
+        return part
+
+    return [[placed(part) for part in STAGES[stage]] for stage in wanted]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, toy_folder):
+    """Runs of one process (in folder one), of two (two), and of two with sharded weights (sharded)."""
+    base = tmp_path_factory.mktemp("processes")
+    before = sys.argv
+    call(stages(base, "one", toy_folder, STAGES))
+    sys.argv = before
+    torchrun = ["torch.distributed.run", "--nproc-per-node", 2, "--master-port", 29517]
+    sharded = ["accelerate.commands.launch", "--config_file", ROOT / "configs" / "fsdp.yaml", "--num_processes", 2,
+               "--main_process_port", 29518]  # fmt: skip
+    for name, wanted, launcher in (("two", STAGES, torchrun), ("sharded", SHARDED, sharded)):
+        (base / f"{name}.json").write_text(json.dumps(stages(base, name, toy_folder, wanted)))
+        program = base / f"{name}.py"
+        program.write_text(
+            f"import json\nfrom tests.test_distributed import call\ncall(json.load(open({str(base / name)!r} + '.json')))\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-m", *map(str, launcher), str(program)], cwd=ROOT, capture_output=True, text=True, timeout=280,
+            env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-4000:]
+    return base
+
+
+def lines(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+TRAINED = ["sft", "lora", "hanorec", "split", "noise"]
+
+
+@pytest.mark.parametrize("name, run", [*(("two", run) for run in TRAINED), *(("sharded", run) for run in SHARDED)])
+def test_losses_beta_and_weights_are_those_of_one_process(base, name, run):
+    one, two = base / "one", base / name
+    assert len(lines(one / run)) == 6  # four steps and two validations
+    for alone, together in zip(lines(one / run), lines(two / run), strict=True):
+        assert together == pytest.approx(alone, abs=1e-5, rel=1e-5) if "loss" in alone else together == alone
+    file = "model.safetensors" if run == "sft" else "adapter_model.safetensors"
+    alone, together = load_file(one / run / "model" / file), load_file(two / run / "model" / file)
+    assert alone.keys() == together.keys()
+    # A key's bias moves no attention: its gradient is zero but for rounding, which Adam scales up to a step.
+    compared = [key for key in alone if not key.endswith("k_proj.bias")]
+    assert max((alone[key] - together[key]).abs().max().item() for key in compared) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["evaluation-test-next", "evaluation-test-next-all"])
+def test_metrics_are_exactly_those_of_one_process(base, name):
+    one, two = (
+        json.loads((base / folder / "hanorec" / f"{name}.json").read_text())["measures"] for folder in ("one", "two")
+    )
+    assert [*one.values()] == [*two.values()] and len(one) > 3  # the methods' names hold the folders
+
+
+def test_two_processes_that_were_stopped_end_as_if_they_had_not_been(base, tmp_path):
+    """Both finish the same step, whoever hears the signal first."""
+    name, *arguments = stages(base, "two", "", ["hanorec"])[0]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29519"]
+    settings = dict(cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+
+    def command(run: str) -> list[str]:
+        more = ["--output", str(tmp_path / run), "--max-steps", "40", "--validate-every", "15"]
+        return [*launcher, f"{name}.py", *arguments, *more]  # the last of an option counts
+
+    assert subprocess.run(command("whole"), **settings).returncode == 0
+    process = subprocess.Popen(command("stopped"), **settings)
+    log = tmp_path / "stopped" / "metrics.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text()):
+        time.sleep(0.01)
+    process.terminate()
+    assert "interrupted at step" in process.communicate()[1]
+    assert subprocess.run([*command("stopped"), "--resume"], **settings).returncode == 0
+    for left in ("metrics.jsonl", "finished.json", "model/adapter_model.safetensors"):
+        assert (tmp_path / "whole" / left).read_bytes() == (tmp_path / "stopped" / left).read_bytes(), left
+
+
+def test_one_process_shares_with_nobody():
+    assert (distributed.rank(), distributed.world_size(), distributed.is_main_process()) == (0, 1, True)
+    assert distributed.map_over_ranks(str, [1, 2, 3]) == ["1", "2", "3"] and distributed.all_reduce_max(4) == 4
+    assert distributed.all_gather([torch.ones(2), torch.zeros(1)]).tolist() == [1, 1, 0]
+    assert distributed.all_gather([], 5).shape == (0, 5) and not distributed.is_sharded()

@@ -1,0 +1,313 @@
+"""Runs: deterministic, resumable, careful with what is on disk; and the calibrated recipe's responsiveness."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from hanorec.errors import DataError
+from hanorec.preference_losses import RunningResponsiveness
+from hanorec.training import checkpoints
+from hanorec.training.loop import Run, cosine_schedule, epoch_order, optimizer_for, total_steps
+from hanorec.training.runs import open_run, read_config
+
+USERS = [f"user{i}" for i in range(10)]
+LENGTHS = [5, 1, 9, 3, 3, 8, 2, 7, 4, 6]
+
+
+def options(folder, **changes):
+    base = dict(output=str(folder), seed=1, batch_size=4, forward_tokens=100, log_every=1, validate_every=3, checkpoint_every=2,
+                max_grad_norm=10.0, resume=False, overwrite=False, epochs=3, max_steps=None)  # fmt: skip
+    return SimpleNamespace(**base | changes)
+
+
+def train(folder, *, stop_at=None, late_at=None, bad_at=None, **changes):
+    """A run that fits one layer to noise; it can get a signal (`stop_at`: step, signal), or meet a loss that is not
+    finite."""
+    settings = options(folder, **changes)
+    open_run(settings, "sft")
+    torch.manual_seed(settings.seed)
+    model = torch.nn.Linear(3, 1)
+    total = total_steps(len(USERS), settings)
+    optimizer = optimizer_for(model, 0.1, 0.01)
+    schedule = cosine_schedule(optimizer, total, 0.2)
+    running = RunningResponsiveness()
+    batches = []
+    with Run(settings, model, optimizer, schedule, total=total, running=running) as run:
+        for batch in run.steps(USERS, LENGTHS):
+            batches.append(batch)
+            if stop_at and run.step == stop_at[0]:
+                os.kill(os.getpid(), stop_at[1])
+            run.seed(batch)
+            x = torch.rand(len(batch), 3) + torch.randn(1, generator=run.generator())
+            loss = (model(x) - 1).square().mean()
+            if run.step == bad_at:
+                raise ValueError("logits give a log-probability that is not finite")
+            run.backward(loss)
+            run.update()
+            if run.step == late_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            running(loss[None].detach())
+            run.log(loss=loss, scale=running.scale)
+            run.consider(lambda: ("quality", -float(model.weight.detach().abs().sum())))
+        run.finish(lambda f, weights: torch.save(weights, f / "model.pt"))
+    return batches
+
+
+def outcome(folder):
+    return (
+        torch.load(folder / "model.pt"),
+        (folder / "metrics.jsonl").read_text(),
+        (folder / "finished.json").read_text(),
+    )
+
+
+def test_every_epoch_visits_every_example_once_in_another_order(tmp_path):
+    batches = train(tmp_path / "run")
+    epochs = [sum(batches[i : i + 3], []) for i in (0, 3, 6)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1] and sorted(len(b) for b in batches[:3]) == [2, 4, 4]
+
+
+def test_an_epochs_batches_hold_similar_lengths():
+    lengths = np.random.default_rng(0).integers(40, 160, 3000)
+    order = epoch_order(lengths, 16, seed=1, epoch=0)
+    assert sorted(sum(order, [])) == list(range(3000)) and {len(batch) for batch in order} == {16, 8}
+    assert order == epoch_order(lengths, 16, seed=1, epoch=0) != epoch_order(lengths, 16, seed=1, epoch=1)
+
+    def padding(batches):
+        return sum(len(b) * lengths[b].max() for b in batches) / lengths.sum() - 1
+
+    shuffled = [list(range(at, min(at + 16, 3000))) for at in range(0, 3000, 16)]
+    assert padding(order) < 0.03 < 0.4 < padding(shuffled)
+    means = [lengths[batch].mean() for batch in order]
+    assert abs(np.corrcoef(means, range(len(means)))[0, 1]) < 0.3  # short ones do not come first
+
+
+def test_a_step_over_the_token_budget_is_split(tmp_path):
+    settings = options(tmp_path / "run", forward_tokens=20)
+    open_run(settings, "sft")
+    model = torch.nn.Linear(3, 1)
+    optimizer = optimizer_for(model, 0.1, 0.01)
+    run = Run(settings, model, optimizer, cosine_schedule(optimizer, 9, 0.2), total=9)
+    batch = next(run.steps(USERS, [12, 1, 9, 3, 3, 30, 2, 7, 4, 6]))
+    run.lengths = [12, 1, 9, 3, 3, 30, 2, 7, 4, 6]
+    parts = run.parts([0, 2, 5, 7])  # of 12, 9, 30 and 7 tokens
+    assert parts == [
+        ([5], 0.25),
+        ([0], 0.25),
+        ([2, 7], 0.5),
+    ]  # 30 alone is over the budget; 2 × 12 would be; 2 × 9 fits
+    for one in [batch, *run.steps(USERS, run.lengths)]:  # the last of an epoch is smaller, and counts as much
+        assert sorted(sum((part for part, _ in run.parts(one)), [])) == sorted(one)
+        assert sum(share for _, share in run.parts(one)) == pytest.approx(1)
+
+
+def same_outcome(one, other):
+    (weights, log, finished), (weights2, log2, finished2) = outcome(one), outcome(other)
+    assert all(weights[name].equal(weights2[name]) for name in weights)
+    assert (log, finished) == (log2, finished2)
+    names = {path.name for path in other.iterdir() if "checkpoint" not in path.name}  # killed late, one may be left
+    assert names == {"config.json", "finished.json", "metrics.jsonl", "model.pt"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", [0, 1, 5, 7])
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path, step, number):
+    """The signal comes within a step, which is finished first; the handlers are then as they were."""
+    train(tmp_path / "whole")
+    before = signal.getsignal(number)
+    with pytest.raises(DataError, match=f"interrupted at step {step + 1}; go on with --resume"):
+        train(tmp_path / "halved", stop_at=(step, number))
+    assert signal.getsignal(number) is before
+    train(tmp_path / "halved", resume=True)
+    same_outcome(tmp_path / "whole", tmp_path / "halved")
+
+
+def test_a_signal_that_comes_after_a_steps_update_stops_after_the_next(tmp_path):
+    """What stops a run is agreed on with the gradients, so that no process waits for one that has gone."""
+    train(tmp_path / "whole")
+    with pytest.raises(DataError, match="interrupted at step 5;"):
+        train(tmp_path / "late", late_at=3)
+    train(tmp_path / "late", resume=True)
+    same_outcome(tmp_path / "whole", tmp_path / "late")
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of the run's own may run after it but what Python unwinds."""
+
+
+OPERATIONS = [(checkpoints, "save_file"), (Path, "mkdir"), (Path, "write_text"), (Path, "rename"), (Path, "replace"),
+              (checkpoints, "_to_disk"), (checkpoints.shutil, "rmtree")]  # fmt: skip
+
+
+@pytest.mark.parametrize("moment", range(0, 63, 3))
+def test_a_run_that_died_between_any_two_operations_on_files_ends_as_if_it_had_not(tmp_path, monkeypatch, moment):
+    """From the start of a run to its end, at every third operation on a file, before it or after it."""
+    train(tmp_path / "whole")
+    done = 0
+
+    def dying(operation):
+        def call(*arguments, **named):
+            nonlocal done
+            done += 1
+            if done == moment + 1 and moment % 2:
+                raise Killed
+            result = operation(*arguments, **named)
+            if done == moment + 1:
+                raise Killed
+            return result
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for owner, name in OPERATIONS:
+            patch.setattr(owner, name, dying(getattr(owner, name)))
+        with pytest.raises(Killed):
+            train(tmp_path / "halved")
+    again = dict(resume=(tmp_path / "halved").exists())
+    if not (tmp_path / "halved" / "finished.json").exists():
+        train(tmp_path / "halved", **again)
+    same_outcome(tmp_path / "whole", tmp_path / "halved")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_last_good_state(tmp_path):
+    with pytest.raises(
+        DataError, match=r"stopped at step 4: .*not finite.*user\d, user\d, user\d, user\d.*last good state"
+    ) as stopped:
+        train(tmp_path / "run", bad_at=4)
+    assert str(tmp_path / "run" / "checkpoint") in str(stopped.value)
+    assert json.loads((tmp_path / "run" / "checkpoint" / "state.json").read_text())["step"] == 4
+    train(tmp_path / "run", resume=True)  # without the fault it goes on from there
+
+
+def test_the_best_state_is_the_one_that_is_saved(tmp_path):
+    train(tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    values = {line["step"] + 1: line["validation"] for line in lines if "validation" in line}
+    finished = json.loads((tmp_path / "run" / "finished.json").read_text())
+    assert finished["best_step"] == max(values, key=values.get)
+    weight = torch.load(tmp_path / "run" / "model.pt")["weight"]
+    assert -weight.abs().sum().item() == pytest.approx(max(values.values()), abs=1e-5)
+
+
+def test_a_folder_with_something_in_it_is_not_overwritten(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("mine")
+    with pytest.raises(DataError, match="exists and is not empty"):
+        open_run(options(tmp_path / "run"), "sft")
+    with pytest.raises(DataError, match="is not a run's folder"):
+        open_run(options(tmp_path / "run", overwrite=True), "sft")
+    assert (tmp_path / "run" / "thesis.txt").read_text() == "mine"
+
+
+def test_resume_needs_an_unfinished_run_of_the_same_settings(tmp_path):
+    with pytest.raises(DataError, match="nothing to resume"):
+        open_run(options(tmp_path / "none", resume=True), "sft")
+    open_run(options(tmp_path / "run"), "sft")
+    with pytest.raises(DataError, match="batch_size: 4 then, 8 now"):
+        open_run(options(tmp_path / "run", resume=True, batch_size=8), "sft")
+    train(tmp_path / "done")
+    with pytest.raises(DataError, match="is finished"):
+        open_run(options(tmp_path / "done", resume=True), "sft")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:20])
+
+
+def test_where_a_checkpoint_is_cut_short_the_one_before_is_used(tmp_path):
+    train(tmp_path / "whole")
+    with pytest.raises(DataError):
+        train(tmp_path / "run", stop_at=(4, signal.SIGINT))
+    cut(tmp_path / "run" / "checkpoint" / "weights.safetensors")
+    with pytest.warns(UserWarning, match="checkpoint: not a whole checkpoint of this run.*going on from .* step 4"):
+        train(tmp_path / "run", resume=True)
+    same_outcome(tmp_path / "whole", tmp_path / "run")
+
+
+def test_where_no_checkpoint_is_whole_the_error_names_them(tmp_path):
+    with pytest.raises(DataError):
+        train(tmp_path / "run", stop_at=(4, signal.SIGINT))
+    cut(tmp_path / "run" / "checkpoint" / "weights.safetensors")
+    cut(tmp_path / "run" / "checkpoint.old" / "optimizer.safetensors")
+    with pytest.raises(DataError, match="checkpoint: not a whole checkpoint.*checkpoint.old: not a whole checkpoint"):
+        train(tmp_path / "run", resume=True)
+
+
+def test_a_full_disk_is_a_clear_error_and_the_last_good_checkpoint_stays(tmp_path, monkeypatch):
+    train(tmp_path / "whole")
+    save_file, calls = checkpoints.save_file, []
+
+    def full(*arguments):
+        calls.append(0)
+        if len(calls) > 4:  # within the second checkpoint
+            raise OSError(28, "No space left on device")
+        save_file(*arguments)
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(DataError, match="step 4 cannot be written.*No space left.*last good one is .*--resume"):
+        train(tmp_path / "run")
+    monkeypatch.undo()
+    assert json.loads((tmp_path / "run" / "checkpoint" / "state.json").read_text())["step"] == 2
+    train(tmp_path / "run", resume=True)
+    same_outcome(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    with pytest.raises(DataError):
+        train(tmp_path / "run", stop_at=(1, signal.SIGINT))
+    folder = tmp_path / "run" / "checkpoint"
+    checkpoints.save_file({"another.weight": torch.zeros(3)}, folder / "weights.safetensors")
+    with pytest.raises(DataError, match="not a whole checkpoint of this run.*weights of other layers"):
+        train(tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "not a run's folder"),
+        ("{}", "not a run's folder"),
+        ('{"kind": "dpo"}', "of kind 'dpo'"),
+        ('{"kind": "sft"}', "not finished"),
+    ],
+)
+def test_what_is_no_finished_run_of_the_kind_is_an_error(tmp_path, content, message):
+    if content:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_config(tmp_path, "sft")
+
+
+def test_the_schedule_rises_then_falls_to_zero_along_a_cosine():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule = cosine_schedule(optimizer, 12, 1 / 6)
+    rates = []
+    for _ in range(12):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates[:2] == [1.0, 2.0] and rates[2] == 2.0
+    assert rates[7] == pytest.approx(1.0)  # half way down: (7 - 2) / 10
+    assert rates[11] == pytest.approx(1 + math.cos(0.9 * math.pi))
+
+
+def test_running_responsiveness_worked_by_hand():
+    """Gaps 1, 2, 3, 10: mean size 4, trimmed mean 2.5. First call: s = 4, η = σ(0.625)/σ(1) = 0.65135/0.73106.
+
+    Then gaps 0, 0, 0, 0: s = 0.9 · 4 = 3.6, η = σ(0)/σ(1) = 0.68394. Never below σ(−1)/σ(1) = 0.36788.
+    """
+    running = RunningResponsiveness()
+    assert running(torch.tensor([1.0, 2.0, 3.0, 10.0])).item() == pytest.approx(0.89097, abs=1e-4)
+    assert running(torch.zeros(4)).item() == pytest.approx(0.68394, abs=1e-4)
+    assert running.scale == pytest.approx(3.6)
+    assert running(torch.full((4,), -1e6)).item() >= math.exp(-1) - 1e-6
+    assert RunningResponsiveness()(torch.zeros(2)).isfinite()
