@@ -1,6 +1,7 @@
 """HaNoRec's equations, each against numbers worked out by hand, and what must hold for every input."""
 
 import copy
+import json
 import math
 
 import pytest
@@ -60,6 +61,27 @@ def test_a_token_masked_with_minus_infinity_is_legal_unless_it_is_the_label():
         L.response_logps(logits, T([[2]]))
 
 
+def test_a_tokens_log_probability_is_that_of_a_response_of_one_token():
+    # softmax(log [1, 2, 5]) = [1, 2, 5]/8, softmax(log [3, 3, 2]) = [3, 3, 2]/8
+    logits = T([[1.0, 2, 5], [3, 3, 2]]).log()
+    assert_close(L.token_logps(logits, T([1, 0])), T([1 / 4, 3 / 8]).log())
+    logits, labels = torch.randn(2, 3, 50, generator=seeded()), torch.randint(50, (2, 3), generator=seeded())
+    tokens = L.token_logps(logits.flatten(0, 1), labels.flatten()).view(2, 3)
+    assert_close(tokens.sum(-1), L.response_logps(logits, labels), **EXACT)
+    assert L.token_logps(logits[0, :0], labels[0, :0]).shape == (0,)
+    assert_close(L.token_logps(logits[0].bfloat16(), labels[0].int()), tokens[0], atol=0.05, rtol=0)
+
+
+def test_a_tokens_log_probability_is_not_looked_at(monkeypatch):
+    """The values decide nothing: no test of them makes the CPU wait for the device, and a nan goes through."""
+    logits, labels = T([[0.0, math.nan], [0.0, -math.inf], [0.0, 0.0]]), T([0, 1, 1])
+    monkeypatch.setattr(torch.Tensor, "__bool__", lambda self: pytest.fail("a value was asked for"))
+    monkeypatch.setattr(torch.Tensor, "item", lambda self: pytest.fail("a value was asked for"))
+    logps = L.token_logps(L.perturbed_logits(logits, 0.1, seeded()), labels)
+    monkeypatch.undo()
+    assert logps.isnan().tolist() == [True, False, False] and logps[1] == -math.inf and logps[2].isfinite()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_computed_in_float32_and_float64_stays(dtype):
     logits = torch.randn(4, 6, 50, generator=seeded()).mul(5).to(dtype)
@@ -84,6 +106,31 @@ def test_logit_noise_is_gaussian_of_the_given_std_on_every_token_of_every_positi
     assert logp.std().item() == pytest.approx(std, rel=0.02)
 
 
+def test_perturbed_logits_are_the_logits_and_noise_in_at_least_float32():
+    logits = torch.randn(40, 500, generator=seeded())
+    noise = L.perturbed_logits(logits, 0.3, seeded(1)) - logits
+    assert_close((noise.mean(), noise.std()), (T(0.0), T(0.3)), atol=0.01, rtol=0)
+    assert_close(noise, 0.3 * torch.randn(40, 500, generator=seeded(1)), atol=1e-6, rtol=0)
+    for dtype, wide in [(torch.bfloat16, torch.float32), (torch.float16, torch.float32), (torch.float64,) * 2]:
+        z = logits.to(dtype)
+        noisy = L.perturbed_logits(z, 0.3, seeded(1))
+        assert noisy.dtype == wide and (noisy != z).any()
+        assert_close(L.perturbed_logits(z, 0.0), z.to(wide), **EXACT)
+    quiet = seeded()
+    L.perturbed_logits(logits, 0.0, quiet)
+    assert torch.equal(quiet.get_state(), seeded().get_state())  # std 0 draws nothing
+
+
+def test_noise_of_a_prompts_rows_does_not_depend_on_what_else_is_in_the_batch():
+    logits, labels = torch.randn(5, 7, generator=seeded()), T([1, 2, 3, 4, 5])
+    sources = [seeded(3), seeded(4)]
+    noisy = [L.perturbed_logits(rows, 0.1, s) for rows, s in zip(logits.split([2, 3]), sources, strict=True)]
+    together = L.token_logps(torch.cat(noisy), labels)
+    assert_close(together[2:], L.token_logps(L.perturbed_logits(logits[2:], 0.1, seeded(4)), labels[2:]), **EXACT)
+    response = L.response_logps(logits[None, 2:], labels[None, 2:], noise_std=0.1, generator=seeded(4))
+    assert_close(together[2:].sum(), response[0])
+
+
 def test_log_probabilities_keep_no_second_copy_of_the_logits():
     """What autograd keeps for the backward: the logits themselves (with noise, the noisy ones) and small things."""
     for std in 0.0, 0.1:
@@ -91,7 +138,9 @@ def test_log_probabilities_keep_no_second_copy_of_the_logits():
         kept = {}
         with torch.autograd.graph.saved_tensors_hooks(lambda t, k=kept: k.setdefault(t.data_ptr(), t), lambda t: t):
             logp = L.response_logps(logits, torch.randint(500, (4, 6), generator=seeded()), noise_std=std)
-        assert sum(t.numel() >= logits.numel() for t in kept.values()) == 1
+        large = [t for t in kept.values() if t.numel() >= logits.numel()]
+        assert len(large) == 1
+        assert (large[0].data_ptr() == logits.data_ptr()) == (std == 0)
         logp.sum().backward()
         assert_close(logits.grad.sum(-1), torch.zeros(4, 6), atol=1e-5, rtol=0)  # softmax less one label sums to 0
 
@@ -207,6 +256,82 @@ def test_eq8_denominator_is_sigma_of_one_even_where_large_gaps_cancel():
     assert L.policy_responsiveness(gaps).item() == pytest.approx(1 / 0.731059, abs=1e-5)  # σ(∞) / σ(1)
 
 
+def test_running_responsiveness_worked_by_hand():
+    """Momentum 0.75, so that every number is exact; σ(0) = 1/2, σ(ln 3) = 3/4, σ(2 ln 3) = 9/10.
+
+    1. Gaps −5, ln 3, ln 3, 9: the trimmed mean is m = ln 3 and so is M: η = 1, though the mean gap is another one.
+    2. Gaps 0, 0: nothing is trimmed, m = 0. m − M = −ln 3 = −1.0986 is clipped to −1:
+       η = σ(ln 3 − 1)/σ(ln 3) = σ(0.098612)/0.75 = 0.524633/0.75 = 0.699511. Then M = 0.75 ln 3 = 0.823959.
+    3. m = M + ln 2 = 1.517106: e^−M = 3^−0.75 = 0.438691, so σ(M) = 1/1.438691 = 0.695076,
+       σ(m) = 1/(1 + 0.438691/2) = 1/1.219346 = 0.820112, η = 1.179888. Then M = 0.823959 + ln 2/4 = 0.997246.
+    4. m = M again: η = 1.
+    """
+    running = L.RunningResponsiveness(momentum=0.75)
+    assert running.state_dict() == {}
+    assert running(f64(-5, LN3, LN3, 9)).item() == 1
+    assert running(f64(0, 0)).item() == pytest.approx(0.699511, abs=1e-6)
+    assert running.state_dict() == {"mean": pytest.approx(0.823959, abs=1e-6)}
+    assert running(f64(*[0.75 * LN3 + math.log(2)] * 3)).item() == pytest.approx(1.179888, abs=1e-6)
+    assert running.mean == pytest.approx(0.997246, abs=1e-6)
+    assert running(f64(*[running.mean] * 3)).item() == 1
+
+
+def test_running_responsiveness_is_one_from_a_start_without_gaps():
+    running = L.RunningResponsiveness()
+    assert [running(torch.zeros(8)).item() for _ in range(3)] == [1, 1, 1]
+
+
+def test_running_responsiveness_of_a_usual_training_scatters_around_one():
+    """Gaps of a batch have a standard deviation of 0.3; their mean stays at 0 for 100 steps and then grows to 2."""
+    noise = 0.3 * torch.randn(300, 16, generator=seeded())
+    gaps = noise + torch.cat([torch.zeros(100), torch.linspace(0, 2, 200)])[:, None]
+    running = L.RunningResponsiveness()
+    eta = torch.stack([running(batch) for batch in gaps])
+    assert eta[:100].mean().item() == pytest.approx(1, abs=0.01)
+    assert eta[100:].mean().item() == pytest.approx(1.02, abs=0.02)  # it rises while the gap grows, and only a little
+    assert eta.min() > 0.85 and eta.max() < 1.2
+    own = torch.stack([L.policy_responsiveness(batch) for batch in gaps[:100]])  # Eq. 8 on the same batches
+    assert own.min() < 0.3 and own.max() > 1.3
+
+
+@repeatable
+@given(st.lists(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=9), min_size=1, max_size=6))
+def test_running_responsiveness_stays_in_its_bounds_without_gradient(batches):
+    running = L.RunningResponsiveness()
+    for gaps in batches:
+        eta = running(T(gaps).requires_grad_())
+        assert not eta.requires_grad and eta.ndim == 0
+        assert math.exp(-1) * 0.99 <= eta <= math.e * 1.01  # float32 holds M + 1 to 0.001 where M is 1e4
+
+
+def test_running_responsiveness_reaches_its_bounds_where_the_policy_is_wrong():
+    running = L.RunningResponsiveness()
+    running(T([-200.0]))  # σ(−200) is 0 in float32
+    assert running(T([200.0])).item() == pytest.approx(math.e, rel=1e-4)
+    assert running(T([-1e4])).item() == pytest.approx(1 / math.e, rel=1e-4)
+
+
+def test_running_responsiveness_goes_on_from_its_state_and_keeps_it_from_what_is_not_finite():
+    running, gaps = L.RunningResponsiveness(), torch.randn(6, 8, generator=seeded())
+    for batch in gaps[:3]:
+        running(batch)
+    resumed = L.RunningResponsiveness()
+    resumed.load_state_dict(json.loads(json.dumps(running.state_dict())))
+    assert [resumed(batch) for batch in gaps[3:]] == [running(batch) for batch in gaps[3:]]
+    state = running.state_dict()
+    with pytest.raises(L.NotFiniteError, match="^reward_gaps "):
+        running(gaps[0] * math.nan)
+    assert running.state_dict() == state
+    running.load_state_dict({})
+    assert running(gaps[5]) == 1
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.0, math.nan])
+def test_a_momentum_out_of_range_is_named(momentum):
+    with pytest.raises(ValueError, match="^momentum "):
+        L.RunningResponsiveness(momentum)
+
+
 def test_eq11_beta():
     assert_close(L.adaptive_beta(f64(1, 3), 0.5, beta=0.2), f64(0.1, 0.3))  # 0.2 · 0.5 · λ
     assert_close(L.adaptive_beta(f64(1, 3), f64(0.5)[0]), f64(0.05, 0.15))  # β₀ = 0.1
@@ -314,9 +439,14 @@ def matrices(model, adapter="default"):
     return [m for name, m in model.named_modules() if name.endswith((f"A.{adapter}", f"B.{adapter}"))]
 
 
+def used(linear):
+    """The weight that a forward of a matrix multiplies with."""
+    return linear(torch.eye(linear.in_features)).T.detach()
+
+
 def noisy(model, adapter="default"):
     """For A and B of every layer: does the forward see something else than the stored weight?"""
-    return [linear.weight is not linear._parameters["weight"] for linear in matrices(model, adapter)]
+    return [not torch.equal(used(linear), linear.weight) for linear in matrices(model, adapter)]
 
 
 def test_lora_noise_shows_in_the_forward_and_never_in_the_stored_weights(model):
@@ -331,25 +461,89 @@ def test_lora_noise_shows_in_the_forward_and_never_in_the_stored_weights(model):
     assert noisy(model) == [False] * 4
 
 
+def gradients(model, x, recompute="no"):
+    """y = model(x), and the gradients of Σ y² with respect to A and B of every layer and to x."""
+    x = x.clone().requires_grad_()
+    model.zero_grad()
+    y = model(x) if recompute == "no" else checkpoint(model, x, use_reentrant=recompute == "reentrant")
+    y.pow(2).sum().backward()
+    return [y.detach(), x.grad, *(linear.weight.grad for linear in matrices(model))]
+
+
 @pytest.mark.parametrize("recompute", ["no", "reentrant", "not reentrant"])
 def test_gradients_are_those_at_the_noisy_weights_and_reach_the_stored_ones(model, recompute):
-    twin, x = copy.deepcopy(model), X.clone().requires_grad_()  # the twin will store the noisy weights
+    twin = copy.deepcopy(model)  # it will store the noisy weights
     with L.perturbed_lora(model, 0.1, generator=seeded()):
         for linear, target in zip(matrices(model), matrices(twin), strict=True):
-            target.weight.data = linear.weight.detach().clone()
-        y = model(x) if recompute == "no" else checkpoint(model, x, use_reentrant=recompute == "reentrant")
+            target.weight.data = used(linear)
+        found = gradients(model, X, recompute)
+    expected = gradients(twin, X)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert theirs.abs().sum() > 0
+        assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+
+
+def test_lora_noise_is_not_lost_in_the_forward_that_reentrant_checkpointing_computes_again(model):
+    """Noise added to the stored weights and taken away after the forward, as the authors' release does it, is gone
+    when the backward computes the forward again: activations and gradients are then those of clean weights."""
+    with L.perturbed_lora(model, 0.1, generator=seeded()):
+        kept = gradients(model, X)
+        assert_close(gradients(model, X, "reentrant"), kept, **EXACT)
+        noise = [used(linear) - linear.weight.detach() for linear in matrices(model)]
+
+    def in_place(recompute):
+        model.zero_grad()
+        x = X.clone().requires_grad_()
+        with torch.no_grad():
+            for linear, own in zip(matrices(model), noise, strict=True):
+                linear.weight.data.add_(own)  # .data: autograd would refuse a changed weight, and so hide the loss
+        y = model(x) if recompute == "no" else checkpoint(model, x, use_reentrant=True)
+        with torch.no_grad():
+            for linear, own in zip(matrices(model), noise, strict=True):
+                linear.weight.data.sub_(own)
         y.pow(2).sum().backward()
-    twin(X).pow(2).sum().backward()
-    assert_close(y, twin(X))
-    for linear, target in zip(matrices(model), matrices(twin), strict=True):
-        assert target.weight.grad.abs().sum() > 0
-        assert_close(linear.weight.grad, target.weight.grad)
+        return [y.detach(), x.grad, *(linear.weight.grad for linear in matrices(model))]
+
+    lost = in_place("reentrant")
+    assert_close(lost[0], kept[0])  # the forward had the noise
+    for ours, theirs in zip(kept[1:], lost[1:], strict=True):
+        assert (ours - theirs).norm() > 0.05 * ours.norm()
+    # Without noise in the forward that is computed again, what is left of it is the gradient that reaches y.
+    x = X.clone().requires_grad_()
+    clean = torch.autograd.grad(model(x), [x, *(linear.weight for linear in matrices(model))], 2 * kept[0])
+    assert_close(lost[1:], list(clean))
+
+
+def test_lora_noise_keeps_to_autocast_as_the_weight_does(model):
+    """Types are those of a model that stores the noisy weights, and what bfloat16 rounds off is about as much."""
+    twin = copy.deepcopy(model)
+    with L.perturbed_lora(model, 0.1, generator=seeded()):
+        for linear, target in zip(matrices(model), matrices(twin), strict=True):
+            target.weight.data = used(linear)
+        exact = gradients(model, X)
+        with torch.autocast("cpu", torch.bfloat16):
+            found, expected = gradients(model, X), gradients(twin, X)
+            assert {used(linear).dtype for linear in matrices(model)} == {torch.bfloat16}
+    assert [value.dtype for value in found] == [value.dtype for value in expected]
+    for value, ours, theirs in zip(exact, found, expected, strict=True):
+        assert 0 < (ours - value).norm() < 2 * (theirs - value).norm() < 0.1 * value.norm()
+
+
+def test_lora_noise_in_a_model_of_another_precision(model):
+    """Weights may be stored in float32 and used in bfloat16, as FSDP does: noise keeps to their use."""
+    with L.perturbed_lora(model, 0.1, generator=seeded()):
+        exact = model(X)
+        model.to(torch.bfloat16)
+        found = model(X.bfloat16())
+    clean = model(X.bfloat16())
+    assert found.dtype == torch.bfloat16
+    assert (found - exact).norm() < 0.02 * exact.norm() < 0.1 * (clean - exact).norm()
 
 
 def test_lora_noise_is_gaussian_of_the_given_std_and_independent_on_a_and_b():
     layer = LoraLinear(size=500, rank=40)
     with L.perturbed_lora(layer, 0.05, generator=seeded()):
-        noise = torch.stack([(m.weight - m._parameters["weight"]).flatten() for m in matrices(layer)])
+        noise = torch.stack([(used(m) - m.weight.detach()).flatten() for m in matrices(layer)])
     assert (noise.mean(1).abs() < 4 * 0.05 / math.sqrt(20_000)).all()
     assert_close(noise.std(1), T([0.05, 0.05]), rtol=0.02, atol=0)
     assert_close((noise / 0.05).pow(4).mean(1), T([3.0, 3.0]), rtol=0, atol=0.2)  # kurtosis
@@ -373,14 +567,35 @@ def test_lora_noise_follows_its_generator_and_is_drawn_once_a_context(model):
 
 
 def test_a_context_in_another_adds_its_noise_and_takes_away_no_more(model):
-    stored, inner = [m.weight for m in matrices(model)], seeded(2)
-    with L.perturbed_lora(model, 0.1):
-        outer = [m.weight for m in matrices(model)]
-        with L.perturbed_lora(model, 0.1, generator=inner):
-            added = [m.weight - before for m, before in zip(matrices(model), outer, strict=True)]
-        assert all(m.weight is before for m, before in zip(matrices(model), outer, strict=True))
+    def weights():
+        return [used(linear) for linear in matrices(model)]
+
+    stored = weights()
+    with L.perturbed_lora(model, 0.1, generator=seeded(1)):
+        outer = weights()
+        with L.perturbed_lora(model, 0.1, generator=seeded(2)):
+            both = weights()
+        assert_close(weights(), outer, **EXACT)
+    assert_close(weights(), stored, **EXACT)
     with L.perturbed_lora(model, 0.1, generator=seeded(2)):
-        assert_close(added, [m.weight - before for m, before in zip(matrices(model), stored, strict=True)])
+        inner = weights()
+    for all_of_it, one, other, clean in zip(both, outer, inner, stored, strict=True):
+        assert_close(all_of_it - clean, (one - clean) + (other - clean))
+
+
+def test_a_context_that_cannot_draw_all_its_noise_leaves_none(model, monkeypatch):
+    draw, calls = L._gaussian, []
+
+    def fail_at_the_third(like, generator):
+        calls.append(like)
+        if len(calls) == 3:
+            raise RuntimeError("out of memory")
+        return draw(like, generator)
+
+    monkeypatch.setattr(L, "_gaussian", fail_at_the_third)
+    with pytest.raises(RuntimeError, match="out of memory"), L.perturbed_lora(model, 0.1):
+        pass
+    assert noisy(model) == [False] * 4
 
 
 def test_disabled_layers_and_adapters_that_are_not_active_get_no_noise(model):
@@ -391,6 +606,28 @@ def test_disabled_layers_and_adapters_that_are_not_active_get_no_noise(model):
 
 
 # Errors
+def test_what_is_not_finite_has_an_error_of_its_own():
+    assert issubclass(L.NotFiniteError, ValueError)
+    bad, ones = T([0.0, math.nan]), torch.ones(2)
+    not_finite = [
+        lambda: L.response_logps(T([[[0.0, math.nan]]]), T([[0]])),
+        lambda: L.hanorec_loss(bad, ones, ones, ones, ones),
+        lambda: L.adaptive_beta(ones, math.inf),
+        lambda: L.hardness_weight(ones, mean_distance=math.nan),
+    ]
+    for call in not_finite:
+        with pytest.raises(L.NotFiniteError):
+            call()
+    plain = [
+        lambda: L.adaptive_beta(ones, 1.0, beta=math.nan),
+        lambda: L.perturbed_logits(ones, math.inf),
+        lambda: L.hanorec_loss(ones, ones[:1], ones, ones, ones),
+    ]
+    for call in plain:
+        with pytest.raises(ValueError) as error:
+            call()
+        assert error.type is ValueError
+
 
 TWO = torch.zeros(2)
 ITEMS = dict.fromkeys(("chosen_similarities", "rejected_similarities"), torch.zeros(2, 4))
@@ -409,7 +646,9 @@ LEGAL = {
 
 def illegal(name, value):
     if name == "model":
-        return [nn.Linear(2, 2)]
+        convolution = LoraLinear()
+        convolution.lora_A["default"] = nn.Conv1d(6, 3, 1)
+        return [nn.Linear(2, 2), convolution]
     if name == "labels":
         return [value[:, 1:], value + 4, value - 2, value.float(), value.bool()]
     if isinstance(value, torch.Tensor):  # empty, an axis too many, nan, infinite
@@ -426,6 +665,19 @@ def test_an_error_names_its_argument(function, name, value):
     with pytest.raises(ValueError, match=f"^{name} "):  # noqa: SIM117
         with function(**LEGAL[function] | {name: value}):  # a context manager raises as it is entered
             pass
+
+
+def test_shapes_of_tokens_are_named():
+    logits, labels = torch.zeros(3, 5), torch.ones(3).long()
+    for bad in logits[None], logits[0], logits[:, :0]:
+        with pytest.raises(ValueError, match="^logits "):
+            L.token_logps(bad, labels)
+    for bad in labels[:1], labels[None], labels.float(), labels.bool():
+        with pytest.raises(ValueError, match="^labels "):
+            L.token_logps(logits, bad)
+    for bad in -0.1, math.nan, math.inf:
+        with pytest.raises(ValueError, match="^noise_std "):
+            L.perturbed_logits(logits, bad)
 
 
 @pytest.mark.parametrize("function", [L.neighbourhood_distance, L.log_ratio_margin, L.hanorec_loss])
