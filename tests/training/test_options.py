@@ -1,0 +1,377 @@
+"""The command line and settings files: what they give, what they refuse and how, and what --help says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+
+import pytest
+
+from hanorec.errors import DataError, exit_on_user_error
+from hanorec.training.options import (
+    DPOOptions,
+    EvaluationOptions,
+    InheritedOptions,
+    SFTOptions,
+    cache_folder,
+    example_options,
+    fill_defaults,
+    parse,
+)
+from tests.conftest import ROOT
+
+KINDS = [SFTOptions, DPOOptions, EvaluationOptions]
+SFT_CONFIG = {
+    "data": "movies", "task": "top3", "history": 3, "candidates": 7, "list_candidates": True, "image_pixels": 1000,
+    "image_views": "many", "remote_code": True, "noise": "not an inherited option",
+}  # fmt: skip
+
+
+@pytest.fixture
+def call(monkeypatch):
+    """Parses options of a kind from the given arguments, as a script does."""
+
+    def call(kind, *arguments):
+        monkeypatch.setattr("sys.argv", ["/some/where/script.py", *map(str, arguments)])
+        with exit_on_user_error():
+            return parse(kind)
+
+    return call
+
+
+@pytest.fixture
+def error(call, capsys):
+    """Parses options that must be refused with exit status 2; the error, which is the last line of stderr."""
+
+    def error(kind, *arguments) -> str:
+        with pytest.raises(SystemExit) as exit:
+            call(kind, *arguments)
+        assert exit.value.code == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    return error
+
+
+@pytest.fixture
+def settings(tmp_path):
+    def settings(text: str, name: str = "settings.yaml"):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return tmp_path / name
+
+    return settings
+
+
+# Command line
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_arguments_every_option_has_its_default(call, kind):
+    assert call(kind) == kind()
+
+
+def test_defaults_of_the_two_stages_and_of_evaluation(call):
+    sft, dpo, evaluation = (call(kind) for kind in KINDS)
+    assert (sft.epochs, sft.learning_rate, sft.windows, sft.output) == (2.0, 1e-3, "every", "runs/sft")
+    assert (dpo.epochs, dpo.learning_rate, dpo.windows, dpo.output) == (1.0, 1e-4, "last", "runs/hanorec")
+    assert (sft.task, sft.candidates, sft.list_candidates, dpo.task, dpo.list_candidates) == (
+        "next",
+        20,
+        False,
+        None,
+        None,
+    )
+    assert (sft.batch_size, sft.lora_rank, sft.lora_alpha, sft.seed) == (16, 8, 32, 2025)
+    assert (dpo.beta, dpo.neighbours, dpo.noise, dpo.noise_std, dpo.temperature) == (0.1, 10, None, 0.1, None)
+    assert (evaluation.runs, evaluation.modality, evaluation.candidates) == (
+        ["runs/sft", "runs/hanorec"],
+        ["full"],
+        "20",
+    )
+
+
+def test_options_have_their_types_in_both_spellings(call):
+    options = call(
+        SFTOptions, "--learning-rate", "1e-3", "--batch_size", 4, "--merge", "--history=7", "--task", "yesno"
+    )
+    assert (options.learning_rate, options.batch_size, options.history) == (0.001, 4, 7)
+    assert options.merge is True and options.overwrite is False and options.task == "yesno"
+
+
+def test_a_switch_takes_a_bare_name_or_true_or_false(call):
+    for kind in (SFTOptions, DPOOptions):
+        assert call(kind, "--list-candidates", "--seed", 1).list_candidates is True
+        assert call(kind, "--list-candidates", "true").list_candidates is True
+        assert call(kind, "--list-candidates", "false").list_candidates is False
+
+
+@pytest.mark.parametrize(
+    "kind, arguments, message",
+    [
+        (SFTOptions, ["--batch-size", 0], "--batch-size 0: must be a number of at least 1"),
+        (SFTOptions, ["--candidates", 1], "--candidates 1: must be a number of at least 2"),
+        (SFTOptions, ["--epochs", "nan"], "--epochs nan: must be a number of at least 0"),
+        (SFTOptions, ["--epochs", "inf"], "--epochs inf: must be a number"),
+        (SFTOptions, ["--lora-dropout", "1.5"], "--lora-dropout 1.5: must be a number of at least 0 and at most 1"),
+        (SFTOptions, ["--history", -1], "--history -1: must be a number of at least 1"),
+        (DPOOptions, ["--beta", 0], "--beta 0.0: must be a number of at least 1e-09"),
+        (DPOOptions, ["--noise-std", "-0.1"], "--noise-std -0.1: must be a number of at least 0"),
+        (EvaluationOptions, ["--users", 0], "--users 0: must be a number of at least 1"),
+        (SFTOptions, ["--epochs", "many"], "argument --epochs: invalid float value: 'many'"),
+        (SFTOptions, ["--max-steps", "1.5"], "argument --max-steps: invalid int value: '1.5'"),
+        (SFTOptions, ["--task", "last"], "argument --task: invalid choice: 'last'"),
+        (DPOOptions, ["--task", "last"], "argument --task: invalid choice: 'last'"),
+        (SFTOptions, ["--merge", "perhaps"], "argument --merge: Truthy value expected"),
+        (SFTOptions, ["--epoch-count", 3], "unrecognized arguments: --epoch-count 3"),
+        (SFTOptions, ["--epoch", 3], "unrecognized arguments: --epoch 3"),
+        (SFTOptions, ["--seed", 3, "settings.yaml"], "unrecognized arguments: settings.yaml"),
+        (EvaluationOptions, ["--modality", "full", "sideways"], "argument --modality: invalid choice: 'sideways'"),
+    ],
+)
+def test_what_is_refused(error, kind, arguments, message):
+    assert message in error(kind, *arguments)
+
+
+def test_bounds_are_included(call):
+    options = call(DPOOptions, "--batch-size", 1, "--candidates", 2, "--warmup", 1, "--noise-std", 0, "--epochs", 0)
+    assert (options.batch_size, options.candidates, options.warmup) == (1, 2, 1.0)
+    assert (options.noise_std, options.epochs) == (0.0, 0.0)
+
+
+def test_candidates_of_an_evaluation_are_a_number_or_all(call, error):
+    assert call(EvaluationOptions, "--candidates", "all").candidates == "all"
+    assert call(EvaluationOptions, "--candidates", 2).candidates == "2"
+    for refused in ("1", "some", "2.5", "-3", "ALL"):
+        message = f"--candidates {refused}: must be a number of at least 2, or all"
+        assert message in error(EvaluationOptions, f"--candidates={refused}")
+
+
+def test_a_list_takes_several_values(call):
+    options = call(EvaluationOptions, "--runs", "a", "b", "c", "--modality", "full", "no-titles")
+    assert options.runs == ["a", "b", "c"] and options.modality == ["full", "no-titles"]
+
+
+def test_a_list_of_one_call_does_not_change_the_default_of_the_next(call):
+    call(EvaluationOptions).runs.append("another")
+    assert call(EvaluationOptions).runs == ["runs/sft", "runs/hanorec"]
+
+
+# Settings files
+
+
+def test_options_win_over_the_settings_file_and_both_over_the_defaults(call, settings):
+    file = settings("seed: 4\nbatch_size: 2\nmerge: true\n")
+    options = call(SFTOptions, file, "--seed", 3, "--merge", "false")
+    assert (options.seed, options.batch_size, options.merge) == (3, 2, False)
+    assert options == dataclasses.replace(SFTOptions(), seed=3, batch_size=2)
+    assert call(SFTOptions, file).seed == 4
+
+
+def test_an_option_given_with_its_default_wins_over_the_file(call, settings):
+    assert call(SFTOptions, settings("seed: 4\n"), "--seed", 2025).seed == 2025
+
+
+def test_values_in_yaml_mean_what_they_mean_on_the_command_line(call, settings):
+    text = (
+        "learning_rate: 1e-3\nlora: on\nimage_pixels: 262_144\nmerge: yes\ncheckpoint-every: 5\noutput: '12'\ndata: ~\n"
+    )
+    options = call(SFTOptions, settings(text + "list_candidates: false\nhistory: null\ncache:\n"))
+    assert (options.learning_rate, options.lora, options.image_pixels) == (0.001, "on", 262144)
+    assert options.merge is True and options.list_candidates is False
+    assert (options.checkpoint_every, options.output) == (5, "12")
+    assert (options.data, options.history, options.cache) == (None, None, None)
+
+
+def test_null_leaves_the_default_and_none_is_a_word(call, settings):
+    options = call(DPOOptions, settings("noise: none\nepochs: null\nlist_candidates: null\n"))
+    assert (options.noise, options.epochs, options.list_candidates) == ("none", 1.0, None)
+
+
+def test_json_is_read_too(call, settings):
+    values = {"runs": ["a", "b"], "candidates": 50, "users": None, "split": "cold", "modality": "blank", "cache": "é😀"}
+    for indent in (None, "\t"):
+        options = call(EvaluationOptions, settings(json.dumps(values, indent=indent), "settings.json"))
+        assert (options.runs, options.candidates, options.users) == (["a", "b"], "50", None)
+        assert (options.split, options.modality, options.cache) == ("cold", ["blank"], "é😀")
+    text = '{"merge": true, "resume": false, "learning_rate": 1e-3}'
+    options = call(SFTOptions, settings(text, "settings.json"))
+    assert (options.merge, options.resume, options.learning_rate) == (True, False, 0.001)
+
+
+def test_a_list_in_a_file(call, settings):
+    options = call(EvaluationOptions, settings("runs: [a, b]\nmodality:\n- full\n- no-titles\ncandidates: all\n"))
+    assert (options.runs, options.modality, options.candidates) == (["a", "b"], ["full", "no-titles"], "all")
+    assert call(EvaluationOptions, settings("runs: a\n"), "--modality", "blank").runs == ["a"]
+
+
+def test_an_empty_file_gives_the_defaults(call, settings):
+    assert call(SFTOptions, settings("# nothing\n")) == SFTOptions()
+
+
+@pytest.mark.parametrize(
+    "kind, text, message",
+    [
+        (SFTOptions, "epochs: many", "argument --epochs: invalid float value: 'many'"),
+        (SFTOptions, "batch_size: 16.0", "argument --batch-size: invalid int value: '16.0'"),
+        (SFTOptions, "batch_size: 0", "--batch-size 0: must be a number of at least 1"),
+        (SFTOptions, "learning_rate: -1e-3", "--learning-rate -0.001: must be a number of at least 0"),
+        (SFTOptions, "task: last", "argument --task: invalid choice: 'last'"),
+        (SFTOptions, "merge: perhaps", "argument --merge: Truthy value expected"),
+        (SFTOptions, "max_stepz: 1", "there is no option max_stepz; the closest is max_steps"),
+        (SFTOptions, "beta: 0.1", "there is no option beta"),
+        (DPOOptions, "backbone: tiny", "there is no option backbone"),
+        (SFTOptions, "epoch: 1", "there is no option epoch; the closest is epochs"),
+        (SFTOptions, "help: true", "there is no option help"),
+        (SFTOptions, "3: 1", "there is no option 3"),
+        (SFTOptions, "seed: [1, 2]", "seed takes a single value, not"),
+        (SFTOptions, "seed: {a: 1}", "seed takes a single value, not"),
+        (EvaluationOptions, "runs: {a: 1}", "runs takes"),
+        (EvaluationOptions, "runs: []", "argument --runs: expected at least one argument"),
+        (EvaluationOptions, "candidates: some", "--candidates some: must be a number of at least 2, or all"),
+        (EvaluationOptions, "modality: [full, sideways]", "argument --modality: invalid choice: 'sideways'"),
+        (SFTOptions, "- seed", "must be a mapping"),
+        (SFTOptions, "seed", "must be a mapping"),
+        (SFTOptions, "seed: [1", "cannot be read as settings"),
+    ],
+)
+def test_what_is_refused_in_a_file_names_the_file(error, settings, kind, text, message):
+    file = settings(text)
+    line = error(kind, file)
+    assert str(file) in line and message in line
+
+
+def test_a_wrong_value_in_a_file_is_an_error_even_where_an_option_replaces_it(error, settings):
+    file = settings("epochs: many")
+    assert str(file) in error(SFTOptions, file, "--epochs", 1)
+
+
+def test_an_error_in_an_option_after_a_file_does_not_blame_the_file(error, settings):
+    file = settings("epochs: 1")
+    assert str(file) not in error(SFTOptions, file, "--epochs", "many")
+
+
+def test_a_file_that_cannot_be_read(error, tmp_path):
+    (tmp_path / "latin.yaml").write_bytes("cache: é".encode("latin-1"))
+    (tmp_path / "folder.yml").mkdir()
+    for name in ("missing.yaml", "latin.yaml", "folder.yml"):
+        assert f"{name}: cannot be read as settings" in error(SFTOptions, tmp_path / name)
+    (tmp_path / "broken.json").write_text("{")
+    assert "broken.json: cannot be read as settings" in error(SFTOptions, tmp_path / "broken.json")
+
+
+# Settings of the paper
+
+
+@pytest.mark.parametrize("name, noise_std", [("movielens", 0.1), ("netflix", 0.1), ("microlens", 0.05)])
+def test_settings_of_the_paper(call, name, noise_std):
+    sft = call(SFTOptions, ROOT / "configs" / f"paper-{name}-sft.yaml")
+    dpo = call(DPOOptions, ROOT / "configs" / f"paper-{name}-dpo.yaml")
+    assert (sft.data, sft.output, dpo.output) == (f"data/{name}", f"runs/paper-{name}-sft", f"runs/paper-{name}-dpo")
+    assert dpo.sft == sft.output and sft.backbone == "Qwen/Qwen2.5-VL-3B-Instruct" and sft.lora == "on"
+    assert (sft.task, sft.history, sft.list_candidates, sft.image_pixels) == ("next", 5, True, 262_144)
+    for options in (sft, dpo):
+        assert (options.lora_rank, options.lora_alpha, options.lora_dropout) == (8, 32, 0.05)
+        assert (options.learning_rate, options.weight_decay, options.warmup, options.max_grad_norm) == (1e-4, 0, 0, 1)
+        assert (options.epochs, options.seed, options.windows, options.lora_targets) == (5, 2025, "last", "language")
+    assert (sft.batch_size, dpo.batch_size) == (16, 32)
+    assert (dpo.loss, dpo.recipe, dpo.beta, dpo.neighbours) == ("hanorec", "paper", 0.1, 10)
+    assert (dpo.noise, dpo.noise_std) == ("logits", noise_std)
+
+
+# Defaults that depend on something else
+
+
+def test_dpo_takes_what_is_not_given_from_the_sft_run(call):
+    options = call(DPOOptions, "--history", 9, "--list-candidates", "false", "--remote-code", "false")
+    fill_defaults(options, SFT_CONFIG)
+    assert (options.data, options.task, options.candidates) == ("movies", "top3", 7)
+    assert (options.image_pixels, options.image_views) == (1000, "many")
+    assert (options.history, options.list_candidates, options.remote_code) == (9, False, False)
+
+
+def test_every_inherited_option_is_one_of_sft(call):
+    assert {field.name for field in dataclasses.fields(InheritedOptions)} <= vars(call(SFTOptions)).keys()
+
+
+@pytest.mark.parametrize(
+    "arguments, noise, temperature",
+    [
+        ([], "logits", 1.0),
+        (["--loss", "dpo"], "none", 1.0),
+        (["--recipe", "calibrated"], "logits", 0.05),
+        (["--loss", "dpo", "--noise", "lora"], "lora", 1.0),
+        (["--noise", "none", "--recipe", "calibrated", "--temperature", "0.5"], "none", 0.5),
+    ],
+)
+def test_noise_follows_the_loss_and_temperature_the_recipe(call, arguments, noise, temperature):
+    options = call(DPOOptions, *arguments)
+    fill_defaults(options, SFT_CONFIG)
+    assert (options.noise, options.temperature) == (noise, temperature)
+
+
+def test_fresh_negatives_are_refused_for_yesno_whoever_says_yesno(call):
+    fill_defaults(call(DPOOptions, "--fresh-negatives"), SFT_CONFIG)
+    for arguments, task in ([["--task", "yesno"], "next"], [[], "yesno"]):
+        options = call(DPOOptions, "--fresh-negatives", *arguments)
+        with pytest.raises(DataError, match="--fresh-negatives"):
+            fill_defaults(options, SFT_CONFIG | {"task": task})
+
+
+def test_cache_folder_is_beside_the_run_unless_given(call):
+    assert str(cache_folder(call(SFTOptions, "--output", "there/run"))) == "there/cache"
+    assert str(cache_folder(call(EvaluationOptions, "--runs", "here/a", "there/b"))) == "here/cache"
+    assert str(cache_folder(call(DPOOptions, "--cache", "elsewhere"))) == "elsewhere"
+
+
+def test_example_options_are_those_that_choose_examples(call):
+    options = call(SFTOptions, "--task", "top3", "--history", 4, "--candidates", 9, "--seed", 1)
+    assert example_options(options) == {"task": "top3", "history": 4, "candidates": 9, "seed": 1}
+
+
+# --help
+
+
+@pytest.fixture
+def help_of(call, capsys, monkeypatch):
+    def help_of(kind) -> str:
+        monkeypatch.setenv("COLUMNS", "100")
+        with pytest.raises(SystemExit) as exit:
+            call(kind, "--help")
+        assert exit.value.code == 0
+        return capsys.readouterr().out
+
+    return help_of
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_help_fits_100_columns_and_tells_every_option_with_its_default(help_of, kind):
+    text = help_of(kind)
+    assert max(map(len, text.splitlines())) <= 100
+    assert text.startswith("usage: script.py [settings.yaml] [--option value ...]\n")
+    assert "None" not in text and "False" not in text
+    entries = re.split(r"\n  (?=-)", text)[2:]  # after usage and -h
+    assert [entry.split()[0] for entry in entries] == [
+        f"--{field.name.replace('_', '-')}" for base in kind.__bases__ for field in dataclasses.fields(base)
+    ]
+    for entry in entries:
+        assert re.search(r"\(default:\s", entry), entry
+
+
+@pytest.mark.parametrize(
+    "kind, groups",
+    [
+        (SFTOptions, ["data", "model", "LoRA", "precision and memory", "optimization", "checkpoints and logging"]),
+        (DPOOptions, ["preference optimization", "LoRA", "optimization", "checkpoints and logging"]),
+        (EvaluationOptions, ["what is evaluated", "data and candidates", "memory and cache"]),
+    ],
+)
+def test_help_has_named_groups(help_of, kind, groups):
+    titles = re.findall(r"^(\S.*):$", help_of(kind), flags=re.MULTILINE)
+    assert [title for title in titles if title in groups] == groups
+
+
+def test_help_says_defaults_as_they_are_typed(help_of):
+    text = " ".join(help_of(EvaluationOptions).split())
+    assert "(default: runs/sft runs/hanorec)" in text and "(default: full)" in text
+    text = " ".join(help_of(SFTOptions).split())
+    assert "--merge [true|false]" in text and "(default: false)" in text and "(default: 0.001)" in text
