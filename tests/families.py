@@ -55,13 +55,13 @@ def _idefics(config, model, images, processor, **more):
         *tiny.SPECIAL_TOKENS[3:], *(f"<row_{r}_col_{c}>" for r in range(1, 3) for c in range(1, 3))
     )
     text = hf.LlamaConfig(vocab_size=len(tokenizer), **TEXT, pad_token_id=tokenizer.pad_token_id)
-    made = config(
+    model_config = config(
         text_config=text.to_dict(), vision_config=VISION, image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         scale_factor=2, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     # 64 × 64 images in views of 32 × 32: four tiles and the whole, as large models see large images
     size = images(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
-    return model(made), processor(size, tokenizer, image_seq_len=4, chat_template=tiny.CHAT_TEMPLATE, **more)
+    return model(model_config), processor(size, tokenizer, image_seq_len=4, chat_template=tiny.CHAT_TEMPLATE, **more)
 
 
 def llava():
@@ -106,18 +106,18 @@ def _qwen(config, model, processor, video, text: dict, vision: dict, patch: int)
     tokenizer = tokenizer_with(
         "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
     )
-    id = tokenizer.convert_tokens_to_ids
+    token_id = tokenizer.convert_tokens_to_ids
     rope = dict(rope_type="default", rope_theta=10_000.0, mrope_section=[2, 3, 3])
-    made = config(
+    model_config = config(
         text_config=TEXT | dict(vocab_size=len(tokenizer), rope_parameters=rope) | text, vision_config=vision,
-        image_token_id=id("<|image_pad|>"), video_token_id=id("<|video_pad|>"),
-        vision_start_token_id=id("<|vision_start|>"), vision_end_token_id=id("<|vision_end|>"),
+        image_token_id=token_id("<|image_pad|>"), video_token_id=token_id("<|video_pad|>"),
+        vision_start_token_id=token_id("<|vision_start|>"), vision_end_token_id=token_id("<|vision_end|>"),
     )  # fmt: skip
     images = hf.Qwen2VLImageProcessor(
         patch_size=patch, merge_size=2, size={"shortest_edge": 32 * 32, "longest_edge": 64 * 64}
     )
     template = CHATML.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
-    return model(made), processor(images, tokenizer, video, chat_template=template)
+    return model(model_config), processor(images, tokenizer, video, chat_template=template)
 
 
 def qwen2_vl():
@@ -195,14 +195,14 @@ def gemma3():
         "<start_of_turn>", "<end_of_turn>", boi_token="<start_of_image>", eoi_token="<end_of_image>",
         image_token="<image_soft_token>",
     )  # fmt: skip
-    id = tokenizer.convert_tokens_to_ids
+    token_id = tokenizer.convert_tokens_to_ids
     text = TEXT | dict(num_hidden_layers=3, head_dim=16, query_pre_attn_scalar=16, vocab_size=len(tokenizer))
     layers = ["sliding_attention", "full_attention", "sliding_attention"]
     config = hf.Gemma3Config(
         text_config=text | dict(sliding_window=24, layer_types=layers, pad_token_id=tokenizer.pad_token_id),
         vision_config=VISION | dict(model_type="siglip_vision_model", vision_use_head=False),
-        mm_tokens_per_image=4, image_token_index=id("<image_soft_token>"), boi_token_index=id("<start_of_image>"),
-        eoi_token_index=id("<end_of_image>"),
+        mm_tokens_per_image=4, image_token_index=token_id("<image_soft_token>"), boi_token_index=token_id("<start_of_image>"),
+        eoi_token_index=token_id("<end_of_image>"),
     )  # fmt: skip
     template = (
         tiny.START + "{% for m in messages %}<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"

@@ -1,80 +1,126 @@
-"""Load any Hugging Face image-text-to-text model and find out what is its family's own way.
+"""Load any Hugging Face image-text-to-text model and find out what its family does its own way.
 
 In: the name of a checkpoint (a hub id, a folder or "tiny"). Out: a `Backbone`: model, processor, the few facts about
 its chat format that prompts need, and the `Layout` of its tokens. What differs between model families is discovered
-here and in `images.py`, by asking processor and model, and nowhere else; nothing goes by a family's name.
+here, in `layout.py` and in `images.py`, by asking processor and model, and nowhere else; nothing goes by a family's
+name.
 """
 
 from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-from PIL import Image
-from torch import Tensor
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 from hanorec import distributed
 from hanorec.errors import DataError
 from hanorec.models import tiny
-from hanorec.models.packing import FULL, SIGHTS, SLIDING, Layout, Prompt, pack, packed_inputs
+from hanorec.models.layout import find_layout
+from hanorec.models.packing import Layout
 
 logging.disable_progress_bar()
 
 TILES = ("do_image_splitting", "crop_to_patches", "do_pan_and_scan")  # processors' settings that cut images up
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# What the hub's HTTP client raises, whichever client it is, and OSError.
+NETWORK_ERRORS: tuple[type[BaseException], ...] = HfHubHTTPError.__bases__
 
 
 @dataclass
 class Backbone:
-    """A vision-language model and how to talk to it. `head`, `middle`, `tail` are the token ids of the chat
-    format before the user's text, between it and the answer, and after the answer; `image_text` is what a text says
-    where an image stands."""
+    """A vision-language model and how to talk to it.
 
-    model: torch.nn.Module
-    processor: object
-    head: list[int]
-    middle: list[int]
-    tail: list[int]
+    prefix, separator, suffix: the token ids of the chat format before the user's text, between it and the answer, and
+        after the answer.
+    image_text: what a text says where an image stands.
+    layout: how its tokens are placed.
+    compute: the type in which forwards compute, whatever the weights are kept in.
+    """
+
+    model: Any  # a PreTrainedModel, or the PeftModel around one
+    processor: Any
+    prefix: list[int]
+    separator: list[int]
+    suffix: list[int]
     image_text: str
     layout: Layout = field(default_factory=Layout)
-    compute: torch.dtype = torch.float32  # of forwards, whatever the weights are kept in
+    compute: torch.dtype = torch.float32
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return next(self.model.parameters()).device
 
     @property
     def parameters(self) -> int:
+        """Number of the model's parameters."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     @property
     def width(self) -> int:
-        """Of a token's embedding."""
+        """Width of a token embedding."""
         return self.model.config.get_text_config().hidden_size
 
     @property
     def pad(self) -> int:
+        """The token id of padding."""
         tokenizer = self.processor.tokenizer
         return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
     def tokens(self, text: str) -> list[int]:
-        """The token ids of a piece of text, without the special tokens a whole text would get."""
+        """The token ids of a piece of the project's own text, without the special tokens that a whole text would get.
+        A special token's name in the text becomes that token: data goes through `title_tokens`."""
         return self.processor.tokenizer(text, add_special_tokens=False).input_ids
+
+    def title_tokens(self, title: str) -> list[int]:
+        """The token ids of a title, or of any other text that is data.
+
+        Whatever the title says, `control_tokens` do not come out of it: a name of one is spelled out. Other titles have
+        the ids that `tokens` gives them.
+        """
+        tokenizer = self.processor.tokenizer
+        controls = self.control_tokens
+        if tokenizer.unk_token is not None and tokenizer.unk_token not in title:
+            controls = controls - {tokenizer.unk_token_id}  # stands for a character that the vocabulary lacks
+        ids = self.tokens(title)
+        if controls.isdisjoint(ids):
+            return ids
+        ids = tokenizer(title, add_special_tokens=False, split_special_tokens=True).input_ids
+        if controls.isdisjoint(ids):
+            return ids
+        if len(title) == 1:
+            return [id for id in ids if id not in controls]
+        # Tokenizers split only what is declared special, and some not even that: cut the title until no name is whole.
+        middle = len(title) // 2
+        return self.title_tokens(title[:middle]) + self.title_tokens(title[middle:])
+
+    @cached_property
+    def control_tokens(self) -> frozenset[int]:
+        """The ids that mean something other than text: special tokens, placeholders, and what the chat format adds to
+        the vocabulary, white space aside."""
+        tokenizer, processor = self.processor.tokenizer, self.processor
+        chat = {*self.prefix, *self.separator, *self.suffix, *self.tokens(self.image_text)}
+        placeholders = {value for name, value in vars(processor).items() if name.endswith("_token_id")}
+        added = tokenizer.added_tokens_decoder.items()
+        used = {id for id, token in added if token.special or (id in chat and token.content.strip())}
+        return frozenset({*used, *placeholders, *tokenizer.all_special_ids, self.layout.image_token} - {None})
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """ "auto" is what the device is fast at: on CUDA bfloat16 where it is no emulation, else float16; else float32,
-    for on most CPUs the half precisions are emulated, and up to a hundred times slower."""
+    """The type in which to compute: that of `DTYPES`, or for "auto" the one that the device is fast at.
+
+    On CUDA that is bfloat16 where the device has it, else float16. Elsewhere it is float32: most CPUs emulate half
+    precision, up to a hundred times slower.
+    """
     if name != "auto":
         return DTYPES[name]
     if device.type != "cuda":
@@ -92,8 +138,10 @@ def load_backbone(
 ) -> Backbone:
     """Load model and processor of a checkpoint: "tiny", a folder, or an id of the Hugging Face hub.
 
-    views: "one" keeps the processor from cutting images into tiles. remote_code: whether Python files that come with a
-    checkpoint may run.
+    dtype: "auto" or a name in `DTYPES`, see `choose_dtype`.
+    views: "one" keeps the processor from cutting images into tiles.
+    remote_code: whether Python files that come with a checkpoint may run.
+    Warns where responses cannot be packed behind their prompt, with the reason.
     Errors: DataError where the checkpoint cannot be found, or is no model that reads images as tokens.
     """
     device = device or distributed.device()
@@ -104,6 +152,7 @@ def load_backbone(
         check_hub(source)
     compute = choose_dtype(dtype, device)
     options = {"trust_remote_code": remote_code}
+    model: Any
     try:
         processor = AutoProcessor.from_pretrained(source, **options)
         model = AutoModelForImageTextToText.from_pretrained(source, dtype=compute, use_safetensors=True, **options)
@@ -132,16 +181,20 @@ def check_hub(name: str) -> None:
         raise DataError(
             f"--backbone {name}: neither a folder nor a checkpoint that the Hugging Face hub has"
         ) from error
-    except Exception as error:
+    except NETWORK_ERRORS as error:
         raise DataError(
-            f"--backbone {name}: no such folder, and the Hugging Face hub cannot be reached. Missing are config.json, "
-            f"model*.safetensors, tokenizer*, *processor*.json and chat_template.*: where there is a network, "
-            f"`hf download {name} --local-dir DIR`, bring DIR here and give --backbone DIR"
+            f"--backbone {name}: no such folder, and the Hugging Face hub cannot be reached ({error}). Missing are "
+            f"config.json, model*.safetensors, tokenizer*, *processor*.json and chat_template.*: where there is a "
+            f"network, `hf download {name} --local-dir DIR`, bring DIR here and give --backbone DIR"
         ) from error
 
 
-def describe(model: torch.nn.Module, processor, name: str = "") -> Backbone:
-    """A model and its processor as a `Backbone`. Errors: DataError where it does not read images as tokens."""
+def describe(model: Any, processor: Any, name: str = "") -> Backbone:
+    """A model and its processor as a `Backbone`.
+
+    name: what error messages call the checkpoint.
+    Errors: DataError where the model does not read images as tokens of its text.
+    """
     if not hasattr(model, "get_image_features") or not hasattr(processor, "image_processor"):
         raise DataError(f"--backbone {name}: {type(model).__name__} takes no images")
     if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
@@ -150,7 +203,7 @@ def describe(model: torch.nn.Module, processor, name: str = "") -> Backbone:
     return Backbone(model, processor, *_chat_format(processor), image_text, find_layout(model, processor, image_text))
 
 
-def language_model(model: torch.nn.Module) -> torch.nn.Module:
+def language_model(model: Any) -> torch.nn.Module:
     """The language model inside, without its output head."""
     inner = model.base_model
     return inner.language_model if hasattr(inner, "language_model") else inner.text_model
@@ -159,7 +212,7 @@ def language_model(model: torch.nn.Module) -> torch.nn.Module:
 # the chat format
 
 
-def _render(processor, *messages: tuple[str, list[dict]]) -> str:
+def _render(processor: Any, *messages: tuple[str, list[dict]]) -> str:
     return processor.apply_chat_template([{"role": role, "content": content} for role, content in messages])
 
 
@@ -167,150 +220,28 @@ def _text(text: str) -> dict:
     return {"type": "text", "text": text}
 
 
-def _chat_format(processor) -> tuple[list[int], list[int], list[int]]:
-    """Head, middle and tail of a chat: what the template writes around a question Q and an answer A, and before it
-    the token a text begins with. Without a template: Q, a line's end, A."""
+def _chat_format(processor: Any) -> tuple[list[int], list[int], list[int]]:
+    """Prefix, separator and suffix of a chat: what the template writes before a question Q, between Q and an answer A,
+    and after A; the prefix starts with the token that begins a text, if there is one. Without a template a line's end
+    separates Q and A."""
     tokenizer = processor.tokenizer
-    head, middle, tail = "", "\n", ""
+    prefix, separator, suffix = "", "\n", ""
     if processor.chat_template is not None:
         chat = _render(processor, ("user", [_text("⁂Q⁂")]), ("assistant", [_text("⁂A⁂")]))
-        head, rest = chat.split("⁂Q⁂")
-        middle, tail = rest.split("⁂A⁂")
-    head, middle, tail = (tokenizer(part, add_special_tokens=False).input_ids for part in (head, middle, tail.strip()))
+        prefix, rest = chat.split("⁂Q⁂")
+        separator, suffix = rest.split("⁂A⁂")
+    before, between, after = (
+        tokenizer(part, add_special_tokens=False).input_ids for part in (prefix, separator, suffix.strip())
+    )
     begin = tokenizer.bos_token_id
-    if begin is not None and begin in tokenizer("a").input_ids and head[:1] != [begin]:
-        head = [begin, *head]
-    return head, middle, tail or [tokenizer.eos_token_id]
+    if begin is not None and begin in tokenizer("a").input_ids and before[:1] != [begin]:
+        before = [begin, *before]
+    return before, between, after or [tokenizer.eos_token_id]
 
 
-def _image_text(processor) -> str:
+def _image_text(processor: Any) -> str:
     """What the chat template writes for an image."""
     if processor.chat_template is None:
         return processor.tokenizer.convert_ids_to_tokens(processor.image_token_id)
     chat = _render(processor, ("user", [_text("⁂Q⁂"), {"type": "image"}, _text("⁂A⁂")]))
     return chat.split("⁂Q⁂")[1].split("⁂A⁂")[0]
-
-
-# the layout of tokens
-
-
-def find_layout(model: torch.nn.Module, processor, image_text: str) -> Layout:
-    """How the model places its tokens and what they see, found out by listening to what its layers are told in a plain
-    forward over two images in a text, and telling them the same in a packed one. Where that does not succeed, the
-    layout says why (`plain`), and scoring goes the plain way."""
-    text = model.config.get_text_config()
-    window = getattr(text, "sliding_window", None)
-    kinds = set(getattr(text, "layer_types", None) or [SLIDING if window else FULL])
-    accepted = inspect.signature(model.forward).parameters
-    layout = Layout(
-        image_token=_image_token(model, processor),
-        kinds=frozenset(kinds),
-        window=window,
-        types=tuple(name for name in ("token_type_ids", "mm_token_type_ids") if name in accepted),
-    )
-    if hasattr(model.base_model, "get_rope_index"):
-        layout = replace(layout, axes=_axes(model.base_model, layout.image_token))
-    try:
-        text_of_two = f"one {image_text} two {image_text} three"
-        images = [[Image.new("RGB", (64, 96)), Image.new("RGB", (96, 64))]]
-        asked = processor(text=[text_of_two], images=images, add_special_tokens=False, return_tensors="pt")
-        asked = {k: v.to(model.device) for k, v in asked.items() if k in accepted and not k.startswith("pixel")}
-        asked.pop("labels", None)
-        with _short_window(text, kinds) as shorter:
-            sight = _sight(model, replace(layout, window=shorter), asked)
-        reason = ""
-        if sight is None and SLIDING in kinds:
-            sight = _sight(model, replace(layout, kinds=frozenset({FULL})), asked)
-            reason = "its sliding layers cannot be told a window of their own"
-    except Exception as error:  # whatever a model that was never seen may do
-        sight, reason = None, f"it could not be asked how it reads ({type(error).__name__}: {error})"
-    if sight is None:
-        sight, reason = ("causal", 0), reason or "what its layers see, a packed sequence cannot tell them"
-    if kinds - {FULL, SLIDING}:
-        reason = f"its layers of kind {', '.join(sorted(kinds - {FULL, SLIDING}))} read one token after the other"
-    return replace(layout, sight=sight[0], first=sight[1], plain=reason)
-
-
-def _sight(model: torch.nn.Module, layout: Layout, asked: dict) -> tuple[str, int] | None:
-    """The `sight` and `first` with which a packed forward tells the layers what a plain one does; None for none."""
-    plain, first = _told(model, asked)
-    for sight in SIGHTS:
-        with suppress(Exception):  # a model that does not take this kind of mask
-            if _same(plain, _told_packed(model, replace(layout, sight=sight, first=first), asked)):
-                return sight, first
-    return None
-
-
-def _image_token(model: torch.nn.Module, processor) -> int:
-    for name in ("image_token_id", "image_token_index"):
-        if getattr(model.config, name, None) is not None:
-            return getattr(model.config, name)
-    return processor.image_token_id
-
-
-def _axes(inner: torch.nn.Module, image_token: int):
-    """Positions in three axes (multimodal rotary embeddings), as the model computes them."""
-
-    def axes(ids: list[int], grids: Tensor | None) -> np.ndarray:
-        tokens = torch.tensor([ids])
-        positions, _ = inner.get_rope_index(
-            tokens, mm_token_type_ids=(tokens == image_token).int(), image_grid_thw=grids
-        )
-        return positions[:, 0].numpy()
-
-    return axes
-
-
-@contextmanager
-def _short_window(text, kinds: set[str]) -> Iterator[int | None]:
-    """While open, sliding layers see so few tokens back that it shows in a short text."""
-    before = getattr(text, "sliding_window", None)
-    if SLIDING in kinds:
-        text.sliding_window = 5
-    try:
-        yield text.sliding_window if SLIDING in kinds else before
-    finally:
-        if SLIDING in kinds:
-            text.sliding_window = before
-
-
-@torch.no_grad()
-def _told(model: torch.nn.Module, inputs: dict) -> tuple[list[tuple[Tensor, list[Tensor]]], int]:
-    """What a forward tells each layer, which itself does nothing: who sees whom [L, L] and the angles of positions.
-    And the first position."""
-    length, heard, first = inputs["input_ids"].shape[1], [], [0]
-
-    def layer(hidden: Tensor, attention_mask=None, position_embeddings=None, **_) -> Tensor:
-        seen = torch.ones(length, length, dtype=torch.bool, device=hidden.device).tril()
-        if attention_mask is not None:
-            seen = attention_mask[0, 0] if attention_mask.dtype == torch.bool else attention_mask[0, 0] == 0
-        heard.append((seen, [angle.reshape(-1, length, angle.shape[-1]) for angle in position_embeddings]))
-        return hidden
-
-    def listen(_, arguments, named) -> None:
-        if named.get("position_ids") is not None:
-            first[0] = int(named["position_ids"].min())
-
-    inner = language_model(model)
-    with ExitStack() as stack:
-        for one in inner.layers:
-            vars(one)["forward"] = layer  # found before the class's own
-            stack.callback(vars(one).pop, "forward")
-        stack.callback(inner.register_forward_pre_hook(listen, with_kwargs=True).remove)
-        model(**inputs, use_cache=False)
-    return heard, first[0]
-
-
-def _told_packed(model: torch.nn.Module, layout: Layout, asked: dict) -> list[tuple[Tensor, list[Tensor]]]:
-    """What a packed forward tells the layers, less the response's columns."""
-    ids = asked["input_ids"][0].tolist()
-    packed = pack([Prompt(ids, [])], [[ids[:3]]], pad=0, layout=layout, grids=[asked.get("image_grid_thw")])
-    told, _ = _told(model, packed_inputs(packed, layout, model.device, model.dtype))
-    return [(seen[: len(ids), : len(ids)], [angle[:, : len(ids)] for angle in angles]) for seen, angles in told]
-
-
-def _same(plain: list, packed: list) -> bool:
-    return len(plain) == len(packed) > 0 and all(
-        torch.equal(seen, also) and all(torch.allclose(a, b, atol=1e-5) for a, b in zip(angles, others))
-        for (seen, angles), (also, others) in zip(plain, packed)
-    )

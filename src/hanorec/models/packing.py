@@ -6,8 +6,8 @@ forward takes. A sequence is
     [padding][prompt][the responses' tokens as a tree][padding]
 
 Responses that begin alike share their first tokens. A token sees the prompt and the tokens before it in its own
-response, and its position is the one it has there, so the result equals the plain forward over prompt + response
-while prompt and common beginnings are read once. A response's last token is predicted and never read.
+response, and its position is the one it has there. So the result equals the plain forward over prompt + response,
+while the prompt and common beginnings are read once. A response's last token is predicted and never read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, as the models' configs name them
-SIGHTS = ("causal", "image", "prefix")  # see `Layout`
+VISIBILITIES = ("causal", "image", "prefix")  # see `Layout`
 
 
 class Prompt(NamedTuple):
@@ -33,18 +33,22 @@ class Prompt(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """What a model family does its own way. The default is the common one: causal, positions 0, 1, 2, …
+    """How a model family places tokens and what they see. The default is the common way: causal, positions 0, 1, 2, …
 
-    image_token: the placeholder's id. sight: what a prompt's token sees besides the tokens before it: nothing
-    ("causal"), the rest of its image ("image"), or the whole prompt ("prefix"). kinds: of the layers' attention.
-    window: how many tokens back a sliding layer sees, itself included. first: the position of the first token.
-    axes: positions of a prompt in three axes, [3, tokens], from its ids and its images' grids [images, 3]; None where
-    there is one axis. types: the names of the token types that a forward takes. plain: why responses cannot be packed,
-    or "".
+    image_token: id of the placeholder for a token of an image.
+    visibility: what a prompt's token sees besides the tokens before it: nothing ("causal"), the rest of its image
+        ("image"), or the whole prompt ("prefix").
+    kinds: the kinds of attention that the layers have.
+    window: how many tokens back a layer with sliding attention sees, the token itself included.
+    first: position of a sequence's first token.
+    axes: computes the positions of a prompt in three axes, [3, tokens], from its ids and its images' patch grids
+        [images, 3]; None where positions have one axis.
+    types: names of the token types that a forward takes.
+    plain: why responses cannot be packed, so that each is read with a prompt of its own; empty where they can.
     """
 
     image_token: int = -1
-    sight: str = "causal"
+    visibility: str = "causal"
     kinds: frozenset[str] = frozenset({FULL})
     window: int | None = None
     first: int = 0
@@ -53,36 +57,40 @@ class Layout:
     plain: str = ""
 
     def positions(self, ids: Sequence[int], grids: Tensor | None) -> np.ndarray:
-        """Of a prompt's tokens, [1 or 3, tokens]."""
+        """Positions of a prompt's tokens, [1 or 3, tokens]."""
         return self.axes(ids, grids) if self.axes else np.arange(self.first, self.first + len(ids))[None]
 
-    def seen(self, ids: Sequence[int]) -> np.ndarray:
+    def prompt_mask(self, ids: Sequence[int]) -> np.ndarray:
         """Which tokens of a prompt (columns) each of its tokens (rows) sees, [tokens, tokens] bool."""
-        if self.sight == "prefix":
+        if self.visibility == "prefix":
             return np.ones((len(ids), len(ids)), dtype=bool)
-        seen = np.tri(len(ids), dtype=bool)
-        if self.sight == "image":
+        visible = np.tri(len(ids), dtype=bool)
+        if self.visibility == "image":
             image = np.array(ids) == self.image_token
             begins = image & ~np.concatenate([[False], image[:-1]])
-            run = np.where(image, np.cumsum(begins), 0)  # number of a run of placeholders
-            seen |= image & (run[:, None] == run)
-        return seen
+            run = np.where(image, np.cumsum(begins), 0)  # the number of the run of placeholders, 0 for text
+            visible |= image & (run[:, None] == run)
+        return visible
 
     def masks(self, packed: Packed, first: int = 0) -> dict[str, Tensor]:
-        """Who sees whom, [B, 1, columns from `first`, L] bool, for each kind of layer."""
-        seen = packed.attention_mask[:, :, first:]
-        back = packed.places[:, None, first:, None] - packed.places[:, None, None, :]
-        return {kind: seen & (back < self.window) if kind == SLIDING else seen for kind in self.kinds}
+        """Which columns each column from `first` sees, [B, 1, L - first, L] bool, for each kind of layer."""
+        visible = packed.attention_mask[:, :, first:]
+        back = packed.places[:, None, first:, None] - packed.places[:, None, None, :]  # tokens between the two
+        window = packed.places.shape[1] if self.window is None else self.window
+        return {kind: visible & (back < window) if kind == SLIDING else visible for kind in self.kinds}
 
 
 class Tree(NamedTuple):
-    """The responses to one prompt, their common beginnings once. Nodes are tokens to be read, parents first; the
-    prompt's last token is node -1. Each of the M tokens of the responses is predicted at a node."""
+    """The responses to one prompt as a tree, which holds their common beginnings once.
 
-    tokens: list[int]
-    parents: list[int]
-    nodes: list[int]  # [M] where a response's token is predicted
-    labels: list[int]  # [M] the token
+    Nodes are the tokens to be read, parents first; node -1 is the prompt's last token. Each of the responses' M tokens
+    is predicted at a node.
+    """
+
+    tokens: list[int]  # the token of every node
+    parents: list[int]  # the node before it
+    nodes: list[int]  # [M] the node at which a response's token is predicted
+    labels: list[int]  # [M] that token
     response: list[int]  # [M] the number of its response
 
 
@@ -90,31 +98,31 @@ class Packed(NamedTuple):
     """B sequences of L columns, whose responses have M tokens in all; on the CPU."""
 
     input_ids: Tensor  # [B, L]
-    attention_mask: Tensor  # [B, 1, L, L] bool: query row may see key column. In `apart` [B, L]: not padding
-    position_ids: Tensor | None  # [B, L], or [3, B, L] where they have three axes. None: the model's own
-    places: Tensor  # [B, L] which token of its own prompt + response it is
-    row: Tensor  # [M] the sequence
-    column: Tensor  # [M] and the column that predict each response token
-    labels: Tensor  # [M] the token
+    attention_mask: Tensor  # [B, 1, L, L] bool: whether row sees column. From `apart` [B, L]: whether no padding
+    position_ids: Tensor | None  # [B, L], or [3, B, L] where they have three axes. None: the model computes them
+    places: Tensor  # [B, L] how many tokens of its own prompt + response stand before a token
+    row: Tensor  # [M] the sequence, and
+    column: Tensor  # [M] the column, at which each response token is predicted
+    labels: Tensor  # [M] that token
     response: Tensor  # [M] the number of its response, counted prompt by prompt
 
 
 def tree(responses: Sequence[Sequence[int]]) -> Tree:
     """Lay the responses to one prompt out as a tree."""
     children: dict[tuple[int, int], int] = {}
-    found = Tree([], [], [], [], [])
+    built = Tree([], [], [], [], [])
     for number, response in enumerate(responses):
         node = -1
         for place, token in enumerate(response, 1):
-            found.nodes.append(node)
-            found.labels.append(token)
-            found.response.append(number)
+            built.nodes.append(node)
+            built.labels.append(token)
+            built.response.append(number)
             if place < len(response):
                 parent, node = node, children.setdefault((node, token), len(children))
-                if node == len(found.tokens):
-                    found.tokens.append(token)
-                    found.parents.append(parent)
-    return found
+                if node == len(built.tokens):
+                    built.tokens.append(token)
+                    built.parents.append(parent)
+    return built
 
 
 def pack(
@@ -126,10 +134,11 @@ def pack(
     layout: Layout = Layout(),
     grids: Sequence[Tensor | None] | None = None,
 ) -> Packed:
-    """Lay out each prompt with its responses. Prompts end at one column, where the responses begin.
+    """Lay out each of B prompts with its responses in one sequence.
 
-    start: that column; by default the length of the longest prompt. grids: of each prompt's images, where the layout
-    has three axes.
+    pad: the token id of padding.
+    start: the column at which all prompts end and their responses begin; by default the longest prompt's length.
+    grids: the patch grids of each prompt's images, [images, 3], where positions have three axes.
     Errors: ValueError for no prompts, an empty prompt, or a response without tokens.
     """
     check_filled(prompts, responses)
@@ -140,21 +149,21 @@ def pack(
     input_ids = np.full((len(prompts), columns), pad)
     places = np.zeros_like(input_ids)
     positions = np.zeros((3 if layout.axes else 1, *input_ids.shape), dtype=input_ids.dtype)
-    visible = np.zeros((len(prompts), 1, columns, columns), dtype=bool)
-    visible[:, 0] = np.eye(columns, dtype=bool)  # padding sees itself: a softmax needs something
+    mask = np.zeros((len(prompts), 1, columns, columns), dtype=bool)
+    mask[:, 0] = np.eye(columns, dtype=bool)  # padding sees itself: a softmax needs something
     for b, (prompt, t) in enumerate(zip(prompts, trees)):
         length, end = len(prompt.ids), start + len(t.tokens)
         first = start - length
         input_ids[b, first:start], input_ids[b, start:end] = prompt.ids, t.tokens
         places[b, first:start] = np.arange(length)
         positions[:, b, first:start] = layout.positions(prompt.ids, grids[b] if grids else None)
-        after = positions[:, b, first:start].max(initial=0) + 1  # than all of the prompt
-        seen = visible[b, 0]
-        seen[first:start, first:start] = layout.seen(prompt.ids)
+        next_position = positions[:, b, first:start].max(initial=0) + 1  # responses begin behind all of the prompt
+        visible = mask[b, 0]
+        visible[first:start, first:start] = layout.prompt_mask(prompt.ids)
         for column, parent in enumerate(t.parents, start):  # node n stands in column start + n
-            seen[column] |= seen[start + parent]
+            visible[column] |= visible[start + parent]
             places[b, column] = places[b, start + parent] + 1
-            positions[:, b, column] = after + places[b, column] - length
+            positions[:, b, column] = next_position + places[b, column] - length
 
     counts = [len(answers) for answers in responses]
     offsets = np.cumsum([0, *counts[:-1]])
@@ -166,11 +175,15 @@ def pack(
     }
     joined = {name: torch.from_numpy(np.concatenate(parts)) for name, parts in fields.items()}
     positions = positions if layout.axes else positions[0]
-    return Packed(*map(torch.from_numpy, (input_ids, visible, positions, places)), **joined)
+    return Packed(*map(torch.from_numpy, (input_ids, mask, positions, places)), **joined)
 
 
 def apart(prompts: Sequence[Prompt], responses: Sequence[Sequence[Sequence[int]]], *, pad: int) -> Packed:
-    """The plain way, for a model that cannot be packed: each response with its own prompt, padded on the right."""
+    """Lay out each of N responses in a sequence of its own behind its prompt, padded on the right: the plain way, for a
+    model that cannot read them packed.
+
+    Errors: ValueError as `pack`.
+    """
     check_filled(prompts, responses)
     pairs = [(prompt.ids, answer) for prompt, answers in zip(prompts, responses) for answer in answers]
     columns = max(len(ids) + len(answer) - 1 for ids, answer in pairs)
@@ -195,9 +208,12 @@ def check_filled(prompts: Sequence[Prompt], responses: Sequence[Sequence[Sequenc
 
 
 def packed_inputs(packed: Packed, layout: Layout, device: torch.device, dtype: torch.dtype, first: int = 0) -> dict:
-    """What a model's forward takes for the columns from `first`: the earlier ones are in its cache. dtype: in which it
-    computes."""
-    masks = {kind: additive(seen, dtype).to(device) for kind, seen in layout.masks(packed, first).items()}
+    """The keyword arguments with which a model's forward reads the columns from `first`; its cache holds those before.
+
+    dtype: the type in which the model computes, which is also that of the masks.
+    """
+    assert packed.position_ids is not None, "packed_inputs takes what `pack` has laid out"
+    masks = {kind: additive(visible, dtype).to(device) for kind, visible in layout.masks(packed, first).items()}
     return {
         "input_ids": packed.input_ids[:, first:].to(device),
         "attention_mask": masks if len(masks) > 1 else next(iter(masks.values())),
@@ -206,10 +222,13 @@ def packed_inputs(packed: Packed, layout: Layout, device: torch.device, dtype: t
 
 
 def apart_inputs(packed: Packed, layout: Layout, device: torch.device) -> dict:
-    """The same for sequences laid `apart`: token types as the processors write them are 1 where an image stands; where
-    the prompt is a prefix that sees all of itself, 1 where it has ended."""
+    """The keyword arguments with which a model's forward reads sequences that `apart` has laid out.
+
+    Token types are those that processors write: 1 where an image stands; and in families whose prompt sees all of
+    itself, 1 behind the prompt.
+    """
     types = packed.input_ids == layout.image_token
-    if layout.sight == "prefix":
+    if layout.visibility == "prefix":
         ends = torch.full((len(types),), packed.places.shape[1]).scatter_reduce(0, packed.row, packed.column, "amin")
         types = packed.places > ends[:, None]
     inputs = {"input_ids": packed.input_ids, "attention_mask": packed.attention_mask.long()}
@@ -218,5 +237,5 @@ def apart_inputs(packed: Packed, layout: Layout, device: torch.device) -> dict:
 
 
 def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask that every attention takes: 0 where a key is visible, the least number of `dtype` elsewhere."""
+    """A mask that is added to attention scores: 0 where a key is visible, the least number of `dtype` elsewhere."""
     return torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -76,6 +77,11 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> SmolVLMProcessor:
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> SmolVLMForConditionalGeneration:
     """The model with random weights (seed torch first): 4 language layers of width 192, 3 vision layers of 128."""
+    special: dict[str, Any] = dict(
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
     config = SmolVLMConfig(
         text_config=dict(
             model_type="llama",
@@ -87,10 +93,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> SmolVLMForConditionalGene
             num_key_value_heads=6,
             max_position_embeddings=2048,
             rms_norm_eps=1e-5,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
             initializer_range=0.04,
+            **special,
         ),
         vision_config=dict(
             hidden_size=128,
@@ -101,11 +105,9 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> SmolVLMForConditionalGene
             patch_size=PATCH_SIZE,
         ),
         scale_factor=SCALE_FACTOR,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        image_token_id=tokenizer.get_vocab()["<image>"],
         tie_word_embeddings=True,
+        **special,
     )
     return SmolVLMForConditionalGeneration(config)
 
