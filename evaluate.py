@@ -23,12 +23,19 @@ from hanorec.data.examples import Example
 from hanorec.data.interactions import rng
 from hanorec.errors import DataError, exit_on_user_error
 from hanorec.evaluation.oracles import read_oracles
-from hanorec.evaluation.ranking import Answers, Everything, ask_model, ask_scorer, measures, point_measures
+from hanorec.evaluation.ranking import (
+    Answers,
+    FullCatalog,
+    answer_with_model,
+    answer_with_scorer,
+    measures,
+    point_measures,
+)
 from hanorec.evaluation.report import by_length_table, results_table, share_of_possible
+from hanorec.models.images import CatalogImages
 from hanorec.models.prompts import Prompts
 from hanorec.training.options import EvaluationOptions, cache_folder, example_options, parse
-from hanorec.training.runs import read_config
-from hanorec.training.session import encoder_for, load_run
+from hanorec.training.runs import load_run, read_config
 
 FIRST_MEASURE = {"next": "HR@1", "top3": "HR@3", "yesno": "AUC"}
 
@@ -41,22 +48,22 @@ def main() -> None:
         if getattr(options, name) is None:
             setattr(options, name, first[name])
     data = open_dataset(options.data)
-    everything = Everything(data.familiar) if options.candidates == "all" else None
-    if everything:
+    full_catalog = FullCatalog(data.familiar) if options.candidates == "all" else None
+    if full_catalog:
         check_whole_catalogue(options, configs)
-    drawn = example_options(options) | {"candidates": 2 if everything else int(options.candidates)}
+    drawn = example_options(options) | {"candidates": 2 if full_catalog else int(options.candidates)}
     examples = split_examples(data, options.split, users=options.users, **drawn)
     file = data.folder / f"{options.split}.tsv"
     if distributed.is_main_process():
         print(f"{len(examples)} examples of {file}, task {options.task}, candidates: {options.candidates}")
 
-    answers = baseline_answers(data, examples, options.task, everything)
+    answers = baseline_answers(data, examples, options.task, full_catalog)
     for run in options.runs:
-        answers |= model_answers(run, data, examples, options, everything)
+        answers |= model_answers(run, data, examples, options, full_catalog)
     if not distributed.is_main_process():
         return
     results = {method: measures(options.task, given, examples) for method, given in answers.items()}
-    main_measure = "HR@10" if everything else FIRST_MEASURE[options.task]
+    main_measure = "HR@10" if full_catalog else FIRST_MEASURE[options.task]
     groups = by_length(options.task, answers, examples)
 
     print("\n" + results_table(results, main_measure))
@@ -83,7 +90,7 @@ def check_whole_catalogue(options: EvaluationOptions, configs: dict[str, dict]) 
 
 
 def baseline_answers(
-    data: Dataset, examples: list[Example], task: str, everything: Everything | None
+    data: Dataset, examples: list[Example], task: str, full_catalog: FullCatalog | None
 ) -> dict[str, Answers]:
     """Random (a constant score: ties are counted exactly), popularity in training, and on the toy catalogue the
     Bayes-optimal observers."""
@@ -95,26 +102,26 @@ def baseline_answers(
         "popularity": lambda example: data.counts[list(example.candidates)].astype(float),
         **{names[observer]: scorer for observer, scorer in oracles.items()},
     }
-    return {name: ask_scorer(scorer, examples, task, everything) for name, scorer in scorers.items()}
+    return {name: answer_with_scorer(scorer, examples, task, full_catalog) for name, scorer in scorers.items()}
 
 
 def model_answers(
-    run: str, data: Dataset, examples: list[Example], options: EvaluationOptions, everything: Everything | None
+    run: str, data: Dataset, examples: list[Example], options: EvaluationOptions, full_catalog: FullCatalog | None
 ) -> dict[str, Answers]:
     """A run's answers, once for each modality asked for."""
     backbone, config = load_run(run)
     features = dict(cache=cache_folder(options), pixels=config["image_pixels"])
-    encoder = encoder_for(backbone, data.catalog, frozen=True, **features)
+    images = CatalogImages(backbone, data.catalog.images, frozen=True, **features)
     answers = {}
     for modality in options.modality:
-        encoder.look("full" if modality == "no-titles" else modality, rng(options.seed, "shuffled"))
+        images.set_modality(backbone, "full" if modality == "no-titles" else modality, rng(options.seed, "shuffled"))
         prompts = Prompts(
-            encoder, data.catalog.titles, options.task,
+            backbone, images, data.catalog.titles, options.task,
             list_candidates=config["list_candidates"], mask_titles=modality == "no-titles",
         )  # fmt: skip
         name = run if modality == "full" else f"{run}, {modality}"
-        answers[name] = ask_model(
-            prompts, examples, forward_tokens=options.forward_tokens, everything=everything, progress=name
+        answers[name] = answer_with_model(
+            backbone, prompts, examples, forward_tokens=options.forward_tokens, full_catalog=full_catalog, progress=name
         )
     return answers
 

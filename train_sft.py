@@ -5,25 +5,28 @@ for each batch of (prompt x, title y):   minimise  −log π_θ(y | x)
 
 python train_sft.py                       on the embedded toy catalogue, with the tiny backbone
 python train_sft.py --data DIR --backbone HuggingFaceTB/SmolVLM-256M-Instruct --output runs/sft
-python train_sft.py settings.yaml
+python train_sft.py settings.yaml --seed 3             settings from a file; an option after it wins
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 
 from hanorec import distributed
 from hanorec.data.dataset import open_dataset, split_examples
 from hanorec.errors import exit_on_user_error
+from hanorec.evaluation.ranking import validate
 from hanorec.models.backbone import load_backbone
-from hanorec.models.images import vision_trains
-from hanorec.models.lora import add_lora, lora_options, ready_to_train
+from hanorec.models.images import CatalogImages, vision_trains
+from hanorec.models.lora import add_lora, lora_options, prepare_for_training
 from hanorec.models.prompts import Prompts
 from hanorec.models.scoring import score
-from hanorec.training.loop import Run, cosine_schedule, optimizer_for, seed_everything, total_steps
+from hanorec.training.loop import Run
+from hanorec.training.optimization import adamw, clip_gradients, cosine_learning_rate, seed_everything, total_steps
 from hanorec.training.options import SFTOptions, cache_folder, example_options, parse
-from hanorec.training.runs import check_output, open_run
-from hanorec.training.session import encoder_for, save_model, validation
+from hanorec.training.runs import check_output, open_run, save_model
 
 
 def main() -> None:
@@ -35,37 +38,56 @@ def main() -> None:
         data, "train", every=options.windows == "every", users=options.train_users, **example_options(options)
     )
     held_out = split_examples(data, "val", users=options.validate_users, **example_options(options))
-    backbone = load_backbone(
+    policy = load_backbone(
         options.backbone, dtype=options.dtype, views=options.image_views, remote_code=options.remote_code
     )
-    if options.lora == "on" or (options.lora == "auto" and backbone.parameters > 20_000_000):
-        backbone.model = add_lora(backbone.model, **lora_options(options))
-    features = dict(cache=cache_folder(options), pixels=options.image_pixels)
-    encoder = encoder_for(backbone, data.catalog, frozen=not vision_trains(backbone.model), **features)
-    prompts = Prompts(encoder, data.catalog.titles, options.task, list_candidates=options.list_candidates)
+    if options.lora == "on" or (options.lora == "auto" and policy.parameters > 20_000_000):
+        policy = add_lora(policy, **lora_options(options))
+    images = CatalogImages(
+        policy,
+        data.catalog.images,
+        frozen=not vision_trains(policy.model),
+        cache=cache_folder(options),
+        pixels=options.image_pixels,
+    )
+    prompts = Prompts(policy, images, data.catalog.titles, options.task, list_candidates=options.list_candidates)
+    x = [prompts.prompt(example) for example in examples]
+    y = [prompts.chosen(example) for example in examples]
 
-    responses = [[prompts.chosen(example)] for example in examples]
-
-    model = ready_to_train(backbone.model, options)
+    prepare_for_training(policy, options)
+    optimizer = adamw(policy.model, options.weight_decay)
+    scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.compute == torch.float16)  # else it does nothing
     total = total_steps(len(examples), options)
-    optimizer = optimizer_for(model, options.learning_rate, options.weight_decay)
-    schedule = cosine_schedule(optimizer, total, options.warmup)
     open_run(options, "sft")
-    with Run(options, model, optimizer, schedule, total=total, compute=backbone.compute) as run:
-        lengths = [prompts.length(example, answers) for example, answers in zip(examples, responses)]
-        for batch in run.steps([example.user for example in examples], lengths):
-            tokens, loss = sum(len(responses[i][0]) for i in batch), torch.zeros((), device=backbone.device)
-            for part, share in run.parts(batch):
-                run.seed(part)
-                asked = [prompts.prompt(examples[i]) for i in part]
-                logps = score(encoder, asked, [responses[i] for i in part])
-                part_loss = -logps.sum() / tokens * bool(share)  # nats a token, over the whole step
-                run.backward(part_loss)
-                loss += part_loss.detach()
-            distributed.all_reduce_sum([loss])
-            run.log(loss=loss, gradient_norm=run.update(), learning_rate=schedule.get_last_lr()[0])
-            run.consider(lambda: validation(prompts, held_out, options.forward_tokens))
-        run.finish(lambda folder, weights: save_model(backbone, folder, weights, merge=options.merge))
+    lengths = [prompts.length(example, [response]) for example, response in zip(examples, y)]
+    with Run(options, policy.model, optimizer, scaler, total=total) as run:
+        for batch in run.batches([example.user for example in examples], lengths):
+            learning_rate = cosine_learning_rate(run.step, total, options.learning_rate, options.warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+
+            tokens = sum(len(y[i]) for i in batch)
+            loss = torch.zeros((), device=policy.device)
+            for indices, weight in run.micro_batches(batch):  # this rank's share of the batch
+                run.seed(indices)
+                logps = score(policy, images, [x[i] for i in indices], [[y[i]] for i in indices])  # log π_θ(y|x)
+                micro_loss = -logps.sum() / tokens * (weight > 0)  # nats a token, over the whole batch
+                scaler.scale(micro_loss).backward()
+                loss += micro_loss.detach()
+            run.require_finite("loss", loss)
+
+            distributed.all_reduce_gradients(policy.model)
+            scaler.unscale_(optimizer)
+            grad_norm = clip_gradients(policy.model, options.max_grad_norm, must_be_finite=not scaler.is_enabled())
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            if run.should_log():
+                distributed.all_reduce_sum([loss])
+                run.log({"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate})
+            if run.should_validate():
+                run.keep_if_best(*validate(policy, prompts, held_out, options.forward_tokens))
+        run.finish(partial(save_model, policy, merge=options.merge))
 
 
 if __name__ == "__main__":

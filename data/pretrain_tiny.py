@@ -29,8 +29,8 @@ from tqdm import tqdm
 
 from hanorec.data.toy import NAMES, STYLES, THEMES, draw
 from hanorec.models import tiny
-from hanorec.models.backbone import load_backbone
-from hanorec.models.images import ImageEncoder
+from hanorec.models.backbone import Backbone, load_backbone
+from hanorec.models.images import CatalogImages
 from hanorec.models.packing import Prompt
 from hanorec.models.prompts import HISTORY, QUESTIONS
 from hanorec.models.scoring import score
@@ -54,14 +54,14 @@ def vocabulary_texts() -> list[str]:
 class Captions:
     """Random examples: images by number in a pool that is drawn anew, words, an instruction, an answer."""
 
-    def __init__(self, encoder: ImageEncoder, styles: list[str], rng: np.random.Generator):
-        self.encoder, self.rng = encoder, rng
+    def __init__(self, backbone: Backbone, images: CatalogImages, styles: list[str], rng: np.random.Generator):
+        self.backbone, self.images, self.rng = backbone, images, rng
         self.by_style = {style: [i for i, s in enumerate(styles) if s == style] for style in STYLES}
         self.tokens = {}
 
     def ids(self, text: str) -> list[int]:
         if text not in self.tokens:
-            self.tokens[text] = self.encoder.backbone.tokens(text)
+            self.tokens[text] = self.backbone.tokens(text)
         return self.tokens[text]
 
     def title(self, theme: str) -> str:
@@ -77,23 +77,24 @@ class Captions:
         return task, [self.example(task, number, lines) for _ in range(size)]
 
     def example(self, task: int, number: int, lines: int) -> tuple[Prompt, list[list[int]]]:
-        rng, backbone = self.rng, self.encoder.backbone
+        rng, backbone = self.rng, self.backbone
         if task == COPY:
             titles = [
                 token
                 for _ in range(lines)
                 for token in self.ids("\n") + self.ids(self.title(str(rng.choice(list(THEMES)))))
             ]
-            return Prompt(backbone.head + self.ids(REPEAT) + titles + backbone.middle, []), [titles[1:] + backbone.tail]
+            prompt = Prompt(backbone.prefix + self.ids(REPEAT) + titles + backbone.separator, [])
+            return prompt, [titles[1:] + backbone.suffix]
         favourite = str(rng.choice(STYLES)), str(rng.choice(list(THEMES)))
         styles = [favourite[0] if rng.random() < 0.6 else str(rng.choice(STYLES)) for _ in range(number)]
         themes = [favourite[1] if rng.random() < 0.6 else str(rng.choice(list(THEMES))) for _ in range(number)]
         style = max(STYLES, key=lambda s: (styles.count(s), s == favourite[0]))
         theme = max(THEMES, key=lambda t: (themes.count(t), t == favourite[1]))
         images = [int(rng.choice(self.by_style[s])) for s in styles]
-        ids = backbone.head + self.ids(HISTORY)
+        ids = backbone.prefix + self.ids(HISTORY)
         for image, topic in zip(images, themes):
-            ids = ids + self.ids("\n") + self.encoder.block(image) + self.ids(self.title(topic))
+            ids = ids + self.ids("\n") + self.images.placeholders(image) + self.ids(self.title(topic))
         if task == CAPTION:  # of the last
             question, answer = self.ids("\n" + DESCRIBE), f"{styles[-1]}, {themes[-1]}"
         elif task == SHARE:
@@ -108,15 +109,17 @@ class Captions:
             for k in rng.permutation(len(described)):
                 look = f" {described[k][0]}" if told else ""
                 question = question + self.ids("\n") + self.ids(titles[k]) + self.ids(look)
-        prompt = Prompt(ids + question + backbone.middle, images)
-        return prompt, [self.ids(answer) + backbone.tail]
+        prompt = Prompt(ids + question + backbone.separator, images)
+        return prompt, [self.ids(answer) + backbone.suffix]
 
 
-def pretrain_vision(encoder: ImageEncoder, styles: list[str], minutes: float, rng: np.random.Generator) -> float:
+def pretrain_vision(
+    backbone: Backbone, images: CatalogImages, styles: list[str], minutes: float, rng: np.random.Generator
+) -> float:
     """Train vision tower and connector so that an image's mean feature points at the embedding of its style's
     word, among all styles. Drawings are mirrored, turned and recoloured. Returns the last accuracies' mean."""
-    model, backbone = encoder.backbone.model, encoder.backbone
-    pixels = torch.cat([p["pixel_values"] for p in encoder.held])
+    model = backbone.model
+    pixels = torch.cat([content["pixel_values"] for content in images.contents])
     labels = torch.tensor([STYLES.index(style) for style in styles])
     words = torch.tensor([[backbone.tokens(text)[0] for text in (style, f" {style}")] for style in STYLES])
     parameters = [*model.model.vision_model.parameters(), *model.model.connector.parameters()]
@@ -168,9 +171,9 @@ def main() -> None:
     backbone = load_backbone(str(args.output), dtype="float32")
     model = backbone.model.train()
     styles = [STYLES[i % len(STYLES)] for i in range(5 * args.pool)]
-    encoder = ImageEncoder(backbone, [draw(style, rng) for style in styles], progress=False)
-    seen = pretrain_vision(encoder, styles, 0.15 * args.minutes, rng)
-    tqdm.write(f"vision tower: names the style of {seen:.1%} of its drawings")
+    images = CatalogImages(backbone, [draw(style, rng) for style in styles], progress=False)
+    accuracy = pretrain_vision(backbone, images, styles, 0.15 * args.minutes, rng)
+    tqdm.write(f"vision tower: names the style of {accuracy:.1%} of its drawings")
     model.model.vision_model.requires_grad_(False)  # from here on the language model learns what it means
     model.model.connector.requires_grad_(False)
     optimizer = torch.optim.AdamW(
@@ -181,14 +184,14 @@ def main() -> None:
     while (spent := (time.time() - begun) / seconds) < 1:
         if step % 400 == 0:  # fresh drawings
             styles = [STYLES[i % len(STYLES)] for i in range(args.pool)]
-            encoder = ImageEncoder(backbone, [draw(style, rng) for style in styles], frozen=True, progress=False)
-            captions = Captions(encoder, styles, rng)
+            images = CatalogImages(backbone, [draw(style, rng) for style in styles], frozen=True, progress=False)
+            captions = Captions(backbone, images, styles, rng)
         warm = min(1, (step + 1) / 200)
         for group in optimizer.param_groups:
             group["lr"] = args.learning_rate * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * spent)) / 2)
         task, batch = captions.batch(args.batch_size, spent)
         prompts, answers = zip(*batch)
-        loss = -score(encoder, prompts, answers).mean()
+        loss = -score(backbone, images, prompts, answers).mean()
         loss = loss / (len(answers[0][0]) if task == COPY else 1)  # a long copy weighs as much as a title
         optimizer.zero_grad()
         loss.backward()

@@ -23,11 +23,11 @@ from bench_worker import memory
 from hanorec.data.catalog import read_catalog
 from hanorec.data.dataset import open_dataset, split_examples
 from hanorec.data.examples import Example
-from hanorec.evaluation.ranking import Everything, ask_model
+from hanorec.evaluation.ranking import FullCatalog, answer_with_model
 from hanorec.hardness import nearest
 from hanorec.losses import hardness_weight, neighbourhood_distance
-from hanorec.models.backbone import load_backbone
-from hanorec.models.images import ImageEncoder
+from hanorec.models.backbone import Backbone, load_backbone
+from hanorec.models.images import CatalogImages
 from hanorec.models.lora import add_lora
 from hanorec.models.prompts import Prompts
 from hanorec.models.scoring import score
@@ -48,17 +48,17 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         data = open_dataset(catalogue(Path(folder) / "toy", 64))
         backbone = load_backbone("tiny", dtype="float32")
-        images = list(read_catalog(data.folder).images)
+        files = list(read_catalog(data.folder).images)
         examples = split_examples(data, "test", "next", users=16)
-        shown = ImageEncoder(backbone, images, frozen=True, progress=False)
+        images = CatalogImages(backbone, files, frozen=True, progress=False)
         growths = [
-            hardness_growth(rng),  # first: what an earlier work has freed would hide what this one needs
+            hardness_growth(rng),  # first: memory that another measurement has freed would hide what this one needs
             neighbours_growth(args.catalogues),
-            padding(data, shown),
-            one_pass(shown, data.catalog.titles, examples),
-            candidates_growth(shown, examples, max(CANDIDATES), rng),
-            ranking_growth(backbone, images, examples, args.catalogues, rng),
-            history_growth(shown, data.catalog.titles, examples, rng),  # last: it adds an adapter
+            padding(data, backbone, images),
+            one_pass(backbone, images, data.catalog.titles, examples),
+            candidates_growth(backbone, images, examples, max(CANDIDATES), rng),
+            ranking_growth(backbone, files, examples, args.catalogues, rng),
+            history_growth(backbone, images, data.catalog.titles, examples, rng),
         ]
     print(json.dumps(growths))
 
@@ -88,10 +88,10 @@ def made_up_titles(number: int, rng: np.random.Generator) -> list[str]:
     return [" ".join(words[k] for k in rng.integers(0, len(words), 3)) for _ in range(number)]
 
 
-def padding(data, encoder: ImageEncoder) -> dict:
+def padding(data, backbone: Backbone, images: CatalogImages) -> dict:
     """What padding adds to the tokens of SFT's batches of 16 windows."""
     examples = split_examples(data, "train", "next", every=True)
-    prompts = Prompts(encoder, data.catalog.titles, "next", list_candidates=False)
+    prompts = Prompts(backbone, images, data.catalog.titles, "next", list_candidates=False)
     lengths = np.array([prompts.length(e, [prompts.chosen(e)]) for e in examples])
     shuffled = np.random.default_rng(0).permutation(len(lengths))
     ways = {
@@ -99,19 +99,19 @@ def padding(data, encoder: ImageEncoder) -> dict:
         "similar lengths together": epoch_order(lengths, 16, seed=0, epoch=0),
     }
     rows = [
-        [way, f"{sum(len(b) * lengths[b].max() for b in found) / lengths.sum() - 1:.1%}"] for way, found in ways.items()
+        [way, f"{sum(len(b) * lengths[b].max() for b in order) / lengths.sum() - 1:.1%}"] for way, order in ways.items()
     ]
     return {"title": "Padding in batches of 16", "header": ["batches", "padding"], "rows": rows}
 
 
 @torch.no_grad()
-def one_pass(encoder: ImageEncoder, titles: tuple[str, ...], examples: list[Example]) -> dict:
+def one_pass(backbone: Backbone, images: CatalogImages, titles: tuple[str, ...], examples: list[Example]) -> dict:
     """Would reference and policy in one forward over twice the prompts be cheaper than in two?"""
-    prompts = Prompts(encoder, titles, "next", list_candidates=False)
-    asked = [prompts.prompt(example) for example in examples]
-    answers = [[prompts.chosen(example), *prompts.rejected(example)] for example in examples]
-    two = timed(lambda: [score(encoder, asked, answers) for _ in range(2)], 7)
-    one = timed(lambda: score(encoder, asked + asked, answers + answers), 7)
+    prompts = Prompts(backbone, images, titles, "next", list_candidates=False)
+    x = [prompts.prompt(example) for example in examples]
+    y = [[prompts.chosen(example), *prompts.rejected(example)] for example in examples]
+    two = timed(lambda: [score(backbone, images, x, y) for _ in range(2)], 7)
+    one = timed(lambda: score(backbone, images, x + x, y + y), 7)
     rows = [["two forwards of 16 prompts", f"{1000 * two:.0f}"], ["one forward of 32", f"{1000 * one:.0f}"]]
     return {
         "title": "Reference and policy in one pass over the weights",
@@ -120,54 +120,59 @@ def one_pass(encoder: ImageEncoder, titles: tuple[str, ...], examples: list[Exam
     }
 
 
-def history_growth(encoder: ImageEncoder, titles: tuple[str, ...], examples: list[Example], rng) -> dict:
+def history_growth(
+    backbone: Backbone, images: CatalogImages, titles: tuple[str, ...], examples: list[Example], rng
+) -> dict:
     """A training pair's time with longer and longer histories."""
-    model = encoder.backbone.model = add_lora(encoder.backbone.model)
-    model.train()
+    policy = add_lora(backbone)
+    policy.model.train()
     rows = []
     for length in HISTORIES:
-        prompts = Prompts(encoder, titles, "next", list_candidates=False)
+        prompts = Prompts(policy, images, titles, "next", list_candidates=False)
         longer = [replace(e, history=tuple(rng.integers(0, len(titles), length).tolist())) for e in examples[:8]]
-        asked = [prompts.prompt(example) for example in longer]
-        answers = [[prompts.chosen(example), *prompts.rejected(example)] for example in longer]
+        x = [prompts.prompt(example) for example in longer]
+        y = [[prompts.chosen(example), *prompts.rejected(example)] for example in longer]
 
-        def step(asked=asked, answers=answers):
-            (score(encoder, asked, answers).view(-1, 2) @ torch.tensor([-1.0, 1.0])).sum().backward()
+        def step(x=x, y=y):
+            (score(policy, images, x, y).view(-1, 2) @ torch.tensor([-1.0, 1.0])).sum().backward()
 
-        rows.append([str(length), f"{len(asked[0].ids)}", f"{1000 * timed(step) / len(asked):.1f}"])
+        rows.append([str(length), f"{len(x[0].ids)}", f"{1000 * timed(step) / len(x):.1f}"])
     header = ["items of history", "tokens of a prompt", "milliseconds a training pair"]
     return {"title": "Longer histories (tiny backbone, no candidate list)", "header": header, "rows": rows}
 
 
-def candidates_growth(encoder: ImageEncoder, examples: list[Example], most: int, rng) -> dict:
+def candidates_growth(backbone: Backbone, images: CatalogImages, examples: list[Example], most: int, rng) -> dict:
     """A user's time with more and more candidates to rank."""
-    prompts = Prompts(encoder, made_up_titles(max(most, len(encoder.blocks)), rng), "next", list_candidates=False)
+    titles = made_up_titles(max(most, len(images.blocks)), rng)
+    prompts = Prompts(backbone, images, titles, "next", list_candidates=False)
     rows = []
     for number in CANDIDATES:
         listed = tuple(range(number))
-        some = [replace(e, candidates=listed, targets=(0,)) for e in examples[: 16 if number <= 100 else 4]]
-        seconds = timed(lambda some=some: ask_model(prompts, some)) / len(some)
+        users = [replace(e, candidates=listed, targets=(0,)) for e in examples[: 16 if number <= 100 else 4]]
+        seconds = timed(lambda users=users: answer_with_model(backbone, prompts, users)) / len(users)
         rows.append([str(number), f"{1000 * seconds:.1f}", f"{1e6 * seconds / number:.0f}"])
     header = ["candidates", "milliseconds a user", "microseconds a candidate"]
     return {"title": "More candidates, each scored (tiny backbone)", "header": header, "rows": rows}
 
 
-def ranking_growth(backbone, images: list, examples: list[Example], sizes, rng) -> dict:
+def ranking_growth(backbone: Backbone, files: list, examples: list[Example], sizes, rng) -> dict:
     """A user's time to find the target's place in the whole catalogue."""
     rows = []
     for size in sizes:
-        encoder = ImageEncoder(
-            backbone, (images + [None] * size)[: max(size, len(images))], frozen=True, progress=False
-        )
-        prompts = Prompts(encoder, made_up_titles(len(encoder.blocks), rng), "next", list_candidates=False)
-        everything = Everything(np.arange(size))
+        padded = (files + [None] * size)[: max(size, len(files))]
+        images = CatalogImages(backbone, padded, frozen=True, progress=False)
+        prompts = Prompts(backbone, images, made_up_titles(len(padded), rng), "next", list_candidates=False)
+        full_catalog = FullCatalog(np.arange(size))
         drawn = rng.integers(size, size=len(examples)).tolist()
-        some = [replace(e, targets=(target,), seen=e.seen | {target}) for e, target in zip(examples, drawn)]
-        held = high_water(lambda e=everything, p=prompts, s=some: ask_model(p, s[:1], everything=e))
-        seconds = timed(lambda e=everything, p=prompts, s=some: ask_model(p, s, everything=e), 1)
-        rows.append(
-            [f"{size:,}", f"{1000 * (seconds - held[0]) / (len(some) - 1):.0f}", f"{held[0]:.1f}", f"{held[1]:.0f}"]
-        )
+        users = [replace(e, targets=(target,), seen=e.seen | {target}) for e, target in zip(examples, drawn)]
+
+        def rank(users: list[Example], prompts=prompts, full_catalog=full_catalog):
+            return answer_with_model(backbone, prompts, users, full_catalog=full_catalog)
+
+        first_seconds, mib = high_water(lambda rank=rank, users=users: rank(users[:1]))
+        seconds = timed(lambda rank=rank, users=users: rank(users), 1)
+        a_user = (seconds - first_seconds) / (len(users) - 1)
+        rows.append([f"{size:,}", f"{1000 * a_user:.0f}", f"{first_seconds:.1f}", f"{mib:.0f}"])
     header = ["catalogue", "milliseconds a user", "seconds for the trie and the first", "MiB"]
     return {
         "title": "The whole catalogue, places to 50 exact (tiny backbone, random targets)",

@@ -26,14 +26,16 @@ from hanorec.hardness import embed_items, nearest, pair_hardness
 from hanorec.losses import hanorec_loss, response_logps
 from hanorec.models import scoring
 from hanorec.models.backbone import load_backbone
-from hanorec.models.images import ImageEncoder
+from hanorec.models.images import CatalogImages
 from hanorec.models.lora import add_lora
 from hanorec.models.packing import Packed, pack
 from hanorec.models.prompts import Prompts
 from hanorec.models.scoring import batches, score
-from hanorec.training.loop import epoch_order, optimizer_for
+from hanorec.training.loop import epoch_order
+from hanorec.training.optimization import adamw, clip_gradients
+from hanorec.training.pairs import chosen_and_rejected
 
-BETA, NOISE = 0.1, 0.1
+BETA, NOISE, LEARNING_RATE, WEIGHT_DECAY = 0.1, 0.1, 1e-4, 0.01
 
 
 def main() -> None:
@@ -44,7 +46,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--batch-size", type=int, required=True)
     parser.add_argument("--pairs", type=int, required=True, help="how many different prompts")
-    parser.add_argument("--exact", action="store_true", help="no noise and no dropout, and tell the log-probabilities")
+    parser.add_argument(
+        "--exact", action="store_true", help="no noise and no dropout, and report the log-probabilities"
+    )
     parser.add_argument("--profile", action="store_true", help="instead: where the time of a step goes, by operation")
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -52,7 +56,7 @@ def main() -> None:
     work = rank if args.work == "rank" else train
     if args.profile:
         return print(profile(state, work))
-    for parameter in state.backbone.model.parameters():
+    for parameter in state.policy.model.parameters():
         parameter.sum()  # weights are mapped from their file: in memory, they belong to what is held before a step
     base = memory("VmRSS")
     say(ready=True, **state.facts)
@@ -122,20 +126,20 @@ def set_up(args: argparse.Namespace) -> SimpleNamespace:
     split = "test" if args.work == "rank" else "train"
     examples = split_examples(data, split, "next", users=args.pairs)
     used = {item for example in examples for item in example.history}
-    images = [path if item in used else None for item, path in enumerate(data.catalog.images)]
+    files = [path if item in used else None for item, path in enumerate(data.catalog.images)]
     backbone = load_backbone(args.backbone, dtype="float32", device=torch.device("cpu"))
     full = args.work == "sft" and args.backbone == "tiny"  # as train_sft.py does
     begun = time.perf_counter()
-    encoder = ImageEncoder(backbone, images, frozen=args.side == "ours" and not full, progress=False)
+    images = CatalogImages(backbone, files, frozen=args.side == "ours" and not full, progress=False)
     facts = {"seconds_an_image": (time.perf_counter() - begun) / len(used), "parameters": backbone.parameters}
-    prompts = Prompts(encoder, data.catalog.titles, "next", list_candidates=True)
+    prompts = Prompts(backbone, images, data.catalog.titles, "next", list_candidates=True)
     if args.work == "rank":
         responses = [[prompts.name([item]) for item in example.candidates] for example in examples]
     else:
         responses = [[prompts.chosen(e), *(() if args.work == "sft" else prompts.rejected(e))] for e in examples]
     state = SimpleNamespace(
-        args=args, data=data, examples=examples, backbone=backbone, encoder=encoder, prompts=prompts,
-        responses=responses, turn=0, facts=facts, spent={}, reference=None, optimizer=None,
+        args=args, data=data, examples=examples, policy=backbone, images=images, prompts=prompts,
+        responses=responses, turn=0, facts=facts, spent={}, reference_logps=None, optimizer=None,
     )  # fmt: skip
     lengths = [prompts.length(e, answers) for e, answers in zip(examples, responses)]
     facts["tokens_a_response"] = sum(
@@ -147,30 +151,33 @@ def set_up(args: argparse.Namespace) -> SimpleNamespace:
     state.batches = epoch_order(lengths, args.batch_size, seed=0, epoch=0)
     if args.work != "sft":
         similarities, _ = (
-            nearest(embed_items(encoder, data.catalog.titles), 10) if args.side == "ours" else (None, None)
+            nearest(embed_items(backbone, images, data.catalog.titles), 10) if args.side == "ours" else (None, None)
         )
         hardness = pair_hardness(similarities, examples) if similarities is not None else torch.ones(len(examples), 1)
         state.hardness = hardness.flatten() if args.work == "hanorec" and not args.exact else torch.ones(len(examples))
         if args.side == "ours":
-            state.reference, facts["seconds_a_reference"] = reference_of(state)
+            state.reference_logps, facts["seconds_a_reference"] = score_reference(state)
     if not full:
-        backbone.model = add_lora(backbone.model, dropout=0.0 if args.exact else 0.05)
+        state.policy = add_lora(backbone, dropout=0.0 if args.exact else 0.05)
         if args.side == "plain" and not args.exact:  # PEFT's dropout as it comes
-            for layer in backbone.model.modules():
+            for layer in state.policy.model.modules():
                 for name in getattr(layer, "lora_dropout", {}):
                     layer.lora_dropout[name] = torch.nn.Dropout(0.05)
-    backbone.model.train()
-    state.optimizer = optimizer_for(backbone.model, 1e-4, 0.01)
+    state.policy.model.train()
+    state.optimizer = adamw(state.policy.model, WEIGHT_DECAY)
+    for group in state.optimizer.param_groups:
+        group["lr"] = LEARNING_RATE
     return state
 
 
 @torch.no_grad()
-def reference_of(state) -> tuple[torch.Tensor, float]:
+def score_reference(state) -> tuple[torch.Tensor, float]:
     begun = time.perf_counter()
     table = torch.empty(len(state.examples), 2)
     for batch in state.batches:
-        asked = [state.prompts.prompt(state.examples[i]) for i in batch]
-        table[batch] = score(state.encoder, asked, [state.responses[i] for i in batch]).view(-1, 2)
+        prompts = [state.prompts.prompt(state.examples[i]) for i in batch]
+        logps = score(state.policy, state.images, prompts, [state.responses[i] for i in batch])
+        table[batch] = logps.view(-1, 2)
     return table, (time.perf_counter() - begun) / len(state.examples)
 
 
@@ -183,7 +190,7 @@ def spent_on(state, part: str) -> Iterator[None]:
 
 def train(state, batch: list[int]) -> None:
     """One optimizer step on a batch."""
-    args, model = state.args, state.backbone.model
+    args = state.args
     noise = NOISE if args.work == "hanorec" and not args.exact else 0.0
     logps = (ours if args.side == "ours" else plain)(state, batch, noise)
     if args.exact:
@@ -191,14 +198,14 @@ def train(state, batch: list[int]) -> None:
     if args.work == "sft":
         loss = -logps.sum() / sum(len(state.responses[i][0]) for i in batch)
     else:
-        reference = state.reference[batch] if state.reference is not None else plain_reference(state, batch)
+        kept = state.reference_logps
+        reference_logps = kept[batch] if kept is not None else plain_reference(state, batch)
+        table = (*chosen_and_rejected(logps.view(-1, 2)), *chosen_and_rejected(reference_logps))
         responsiveness = None if args.work == "hanorec" else 1.0
-        four = (*logps.view(-1, 2).T, *reference.T)
-        loss = hanorec_loss(*four, state.hardness[batch], beta=BETA, responsiveness=responsiveness).loss
+        loss = hanorec_loss(*table, state.hardness[batch], beta=BETA, responsiveness=responsiveness).loss
     with spent_on(state, "model"):
         loss.backward()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    torch.nn.utils.clip_grad_norm_(trained, 1.0)
+    clip_gradients(state.policy.model, 1.0)
     state.optimizer.step()
     state.optimizer.zero_grad()
 
@@ -206,20 +213,20 @@ def train(state, batch: list[int]) -> None:
 def ours(state, batch: list[int], noise: float) -> torch.Tensor:
     """Log-probabilities of the batch's responses, packed. Adds up the operations that the model needs."""
     with spent_on(state, "data"):
-        asked = [state.prompts.prompt(state.examples[i]) for i in batch]
-        answers = [state.responses[i] for i in batch]
+        prompts = [state.prompts.prompt(state.examples[i]) for i in batch]
+        responses = [state.responses[i] for i in batch]
     packing = []
 
     def timed_pack(*arguments, **named):
         begun = time.perf_counter()
         packed = pack(*arguments, **named)
         packing.append(time.perf_counter() - begun)
-        state.spent["flops"] += flops(state.backbone.model, packed)
+        state.spent["flops"] += flops(state.policy.model, packed)
         return packed
 
     scoring.pack = timed_pack
     with spent_on(state, "model"):
-        logps = score(state.encoder, asked, answers, noise_std=noise)
+        logps = score(state.policy, state.images, prompts, responses, noise_std=noise)
     state.spent["data"] += sum(packing)
     state.spent["model"] -= sum(packing)
     return logps
@@ -242,7 +249,7 @@ def plain(state, batch: list[int], noise: float) -> torch.Tensor:
     with spent_on(state, "data"):
         inputs, labels = plain_inputs(state, batch)
     with spent_on(state, "model"):
-        logits = state.backbone.model(**inputs, use_cache=False).logits
+        logits = state.policy.model(**inputs, use_cache=False).logits
         return response_logps(logits[:, :-1], labels[:, 1:], noise_std=noise)
 
 
@@ -254,23 +261,23 @@ def plain_inputs(state, batch: list[int]) -> tuple[dict, torch.Tensor]:
             sequences.append((prompt.ids, answer))
             images.append([load_image(state.data.catalog.images[item]) for item in prompt.images])
     longest = max(len(ids) + len(answer) for ids, answer in sequences)
-    input_ids = torch.full((len(sequences), longest), state.backbone.pad)
+    input_ids = torch.full((len(sequences), longest), state.policy.pad)
     labels, mask = torch.full_like(input_ids, -100), torch.zeros_like(input_ids)
     for row, (ids, answer) in enumerate(sequences):
         input_ids[row, : len(ids) + len(answer)] = torch.tensor([*ids, *answer])
         labels[row, len(ids) : len(ids) + len(answer)] = torch.tensor(answer)
         mask[row, : len(ids) + len(answer)] = 1
-    pixels = state.backbone.processor.image_processor(images=images, return_tensors="pt")
+    pixels = state.policy.processor.image_processor(images=images, return_tensors="pt")
     wanted = ("pixel_values", "pixel_attention_mask")
     return {"input_ids": input_ids, "attention_mask": mask, **{k: pixels[k] for k in wanted if k in pixels}}, labels
 
 
 @torch.no_grad()
 def plain_reference(state, batch: list[int]) -> torch.Tensor:
-    with state.backbone.model.disable_adapter():
-        state.backbone.model.eval()
+    with state.policy.model.disable_adapter():
+        state.policy.model.eval()
         logps = plain(state, batch, 0.0)
-        state.backbone.model.train()
+        state.policy.model.train()
     return logps.view(-1, 2)
 
 

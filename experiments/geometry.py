@@ -23,7 +23,7 @@ from hanorec.evaluation.report import markdown
 from hanorec.losses import hanorec_loss
 from hanorec.models import tiny
 from hanorec.models.backbone import Backbone, describe
-from hanorec.models.images import ImageEncoder
+from hanorec.models.images import CatalogImages
 from hanorec.models.lora import add_lora
 from hanorec.models.packing import Prompt, packed_inputs
 from hanorec.models.scoring import logits_at, pack_for, score
@@ -109,22 +109,21 @@ def qwen2_5_vl_3b() -> list[str]:
 def row(name: str, published: int, backbone: Backbone) -> list[str]:
     """One line: counts, and a HaNoRec step over 5 images a prompt."""
     parameters = backbone.parameters
-    images = [Image.new("RGB", (512, 512), (40 * n, 90, 120)) for n in range(5)]
-    backbone.model = add_lora(backbone.model)
-    encoder = ImageEncoder(backbone, images, progress=False)
+    pictures = [Image.new("RGB", (512, 512), (40 * n, 90, 120)) for n in range(5)]
+    policy = add_lora(backbone)
+    images = CatalogImages(policy, pictures, progress=False)
     ids = [backbone.tokens("a")[0]]
     for item in range(5):
-        ids = ids + encoder.block(item) + backbone.tokens("a b")
+        ids = ids + images.placeholders(item) + backbone.tokens("a b")
     pair = [backbone.tokens("a b a"), backbone.tokens("b a b")]
-    placeholders = encoder.block(0).count(backbone.layout.image_token)
-    model = backbone.model.train()
-    trained = [p for p in model.parameters() if p.requires_grad]
+    placeholders = images.placeholders(0).count(backbone.layout.image_token)
+    trained = [p for p in policy.model.train().parameters() if p.requires_grad]
     real = backbone.device.type != "meta"
     if real:
-        policy = score(encoder, [Prompt(ids, list(range(5)))], [pair])
-        loss = hanorec_loss(*policy.view(-1, 2).T, *policy.detach().view(-1, 2).T, torch.ones(1)).loss
+        logps = score(policy, images, [Prompt(ids, list(range(5)))], [pair]).view(-1, 2)
+        loss = hanorec_loss(*logps.T, *logps.detach().T, torch.ones(1)).loss
     else:  # no number there can be checked for being finite, so the step goes as far as the log-probabilities
-        loss = meta_logps(backbone, encoder, ids, pair).sum()
+        loss = meta_logps(policy, images, ids, pair).sum()
     loss.backward()
     norms = all(p.grad is not None and p.grad.shape == p.shape for p in trained)
     assert norms and (not real or abs(loss.item() - 0.6931) < 1e-3)
@@ -133,18 +132,18 @@ def row(name: str, published: int, backbone: Backbone) -> list[str]:
     return [name, f"{parameters:,}", f"{published:,}", str(placeholders), f"{count:,}", str(len(ids) + 4), step]
 
 
-def meta_logps(backbone: Backbone, encoder: ImageEncoder, ids: list[int], pair) -> torch.Tensor:
+def meta_logps(policy: Backbone, images: CatalogImages, ids: list[int], pair) -> torch.Tensor:
     """The vision tower's features, from random weights, have the shape of the placeholders; then the language model's
     log-probabilities without them: how many placeholders they fill is a number, which the meta device cannot count."""
-    pixels = encoder.held[0]
+    pixels = images.contents[0]
     with torch.no_grad():
-        tower = type(backbone.model.get_base_model().model.visual)(backbone.model.config.vision_config).eval()
+        tower = type(policy.model.get_base_model().model.visual)(policy.model.config.vision_config).eval()
         features = tower(pixels["pixel_values"], grid_thw=pixels["image_grid_thw"]).pooler_output
-    assert features.shape == (ids.count(backbone.layout.image_token) // 5, backbone.width), features.shape
-    packed = pack_for(encoder, [Prompt(ids, list(range(5)))], [pair])
-    inputs = packed_inputs(packed, backbone.layout, backbone.device, torch.float32)
-    logits = logits_at(backbone, packed.row, packed.column, **inputs, use_cache=False)
-    assert logits.shape == (len(packed.labels), backbone.model.config.get_text_config().vocab_size)
+    assert features.shape == (ids.count(policy.layout.image_token) // 5, policy.width), features.shape
+    packed = pack_for(policy, images, [Prompt(ids, list(range(5)))], [pair])
+    inputs = packed_inputs(packed, policy.layout, policy.device, torch.float32)
+    logits = logits_at(policy, packed.row, packed.column, **inputs, use_cache=False)
+    assert logits.shape == (len(packed.labels), policy.model.config.get_text_config().vocab_size)
     return logits.log_softmax(-1)[:, 0]
 
 

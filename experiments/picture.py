@@ -21,9 +21,10 @@ from PIL import Image
 
 from hanorec.data.dataset import open_dataset, split_examples
 from hanorec.evaluation.oracles import read_oracles
-from hanorec.evaluation.ranking import ask_model
+from hanorec.evaluation.ranking import answer_with_model
+from hanorec.models.images import CatalogImages
 from hanorec.models.prompts import Prompts
-from hanorec.training.session import encoder_for, load_run
+from hanorec.training.runs import load_run
 
 
 def main() -> None:
@@ -39,16 +40,13 @@ def main() -> None:
 
     data = open_dataset(None)
     example = split_examples(data, args.split, "next", candidates=args.candidates)[args.user]
-    oracle = read_oracles(data.folder, data.catalog, data.familiar, know_candidates=args.split == "cold")["both"](
-        example
-    )
+    oracle = read_oracles(data.folder, data.catalog, data.warm, know_candidates=args.split == "cold")["both"](example)
     columns = {"best possible": oracle / oracle.sum()}
     for run in args.runs:
         backbone, config = load_run(run)
-        prompts = Prompts(
-            encoder_for(backbone, data.catalog), data.catalog.titles, "next", list_candidates=config["list_candidates"]
-        )
-        scores = ask_model(prompts, [example]).scores[0]
+        images = CatalogImages(backbone, data.catalog.images, frozen=True, pixels=config["image_pixels"])
+        prompts = Prompts(backbone, images, data.catalog.titles, "next", list_candidates=config["list_candidates"])
+        scores = answer_with_model(backbone, prompts, [example]).scores[0]
         columns[Path(run).name] = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
 
     figure = plt.figure(figsize=(11, 4.6), layout="constrained")

@@ -13,7 +13,7 @@ from hanorec.data.dataset import open_dataset
 from hanorec.data.toy import NAMES, THEMES, World, make_toy
 from hanorec.models import tiny
 from hanorec.models.backbone import load_backbone
-from hanorec.training.session import encoder_for
+from hanorec.models.images import CatalogImages
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL_WORLD = World(familiar_per_cell=6, cold_per_cell=2, users=60, cold_users=10, shortest_row=4, longest_row=6)
@@ -38,9 +38,15 @@ def random_backbone(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def encoder(random_backbone, data):
-    """Fresh for every test: the random backbone on the CPU with the toy catalogue's images."""
-    return encoder_for(load_backbone(str(random_backbone), dtype="float32", device=torch.device("cpu")), data.catalog)
+def backbone(random_backbone):
+    """Fresh for every test: the random backbone on the CPU."""
+    return load_backbone(str(random_backbone), dtype="float32", device=torch.device("cpu"))
+
+
+@pytest.fixture
+def images(backbone, data):
+    """The toy catalogue's images as `backbone` sees them, encoded when they are asked for."""
+    return CatalogImages(backbone, data.catalog.images)
 
 
 @pytest.fixture

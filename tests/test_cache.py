@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,11 +17,10 @@ from hanorec.cache import cached
 from hanorec.data.catalog import read_catalog
 from hanorec.data.dataset import split_examples
 from hanorec.models.backbone import load_backbone
-from hanorec.models.images import ImageEncoder
+from hanorec.models.images import CatalogImages
 from hanorec.models.lora import add_lora
 from hanorec.models.prompts import Prompts
-from hanorec.models.scoring import score
-from hanorec.training.session import encoder_for, reference_logps
+from hanorec.models.scoring import score, score_all
 
 
 @pytest.fixture
@@ -39,10 +40,12 @@ def backbone(random_backbone, tmp_path):
 
 def encoded(backbone, folder, cache, monkeypatch) -> int:
     """How many images go through the vision tower when the catalogue is opened."""
-    count, encode = [], ImageEncoder._encode
-    monkeypatch.setattr(ImageEncoder, "_encode", lambda self, *some: count.extend(some[0]) or encode(self, *some))
-    encoder_for(backbone() if callable(backbone) else backbone, read_catalog(folder), frozen=True, cache=cache)
-    monkeypatch.setattr(ImageEncoder, "_encode", encode)
+    count, encode = [], CatalogImages._encode
+    monkeypatch.setattr(
+        CatalogImages, "_encode", lambda self, b, *some: count.extend(some[0]) or encode(self, b, *some)
+    )
+    CatalogImages(backbone() if callable(backbone) else backbone, read_catalog(folder).images, frozen=True, cache=cache)
+    monkeypatch.setattr(CatalogImages, "_encode", encode)
     return len(count)
 
 
@@ -72,9 +75,10 @@ def test_images_are_encoded_once(backbone, folder, tmp_path, monkeypatch):
     assert encoded(backbone, folder, tmp_path / "c", monkeypatch) == items
     assert encoded(backbone, folder, tmp_path / "c", monkeypatch) == 0
     live, kept = (
-        encoder_for(backbone(), read_catalog(folder), frozen=True, cache=cache) for cache in (None, tmp_path / "c")
+        CatalogImages(backbone(), read_catalog(folder).images, frozen=True, cache=cache)
+        for cache in (None, tmp_path / "c")
     )
-    assert live.blocks == kept.blocks and all(a.equal(b) for a, b in zip(live.held, kept.held))
+    assert live.blocks == kept.blocks and all(a.equal(b) for a, b in zip(live.contents, kept.contents))
 
 
 def test_a_changed_image_or_setting_or_vision_weight_is_seen_and_a_changed_language_weight_does_not_matter(
@@ -92,8 +96,7 @@ def test_a_changed_image_or_setting_or_vision_weight_is_seen_and_a_changed_langu
     with torch.no_grad():
         model.model.model.text_model.norm.weight.mul_(2)
     assert again(model) == 0
-    add_lora(model.model)  # an adapter on the language model changes no image either
-    assert again(model) == 0
+    assert again(add_lora(model)) == 0  # an adapter on the language model changes no image either
     with torch.no_grad():
         next(model.model.model.vision_model.parameters()).mul_(1.01)
     assert again(model) == items
@@ -106,8 +109,8 @@ def test_a_changed_image_or_setting_or_vision_weight_is_seen_and_a_changed_langu
 
 
 def test_shards_split_the_catalogue_and_change_one_by_one(backbone, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("hanorec.models.images.SHARD", 20)
-    monkeypatch.setattr("hanorec.models.images.TOGETHER", 7)
+    monkeypatch.setattr("hanorec.models.images.SHARD_SIZE", 20)
+    monkeypatch.setattr("hanorec.models.images.VISION_BATCH", 7)
     items = encoded(backbone, folder, tmp_path / "c", monkeypatch)
     shards = list((tmp_path / "c").glob("images-*"))
     assert len(shards) == -(-items // 20)
@@ -123,48 +126,75 @@ def test_items_without_an_image_or_with_a_broken_one_have_no_block(backbone, fol
     images[2].write_bytes(b"no image")
     for _ in range(2):  # made, then from the cache
         with pytest.warns(UserWarning, match="1 of .* items are treated as without image"):
-            encoder = encoder_for(backbone(), read_catalog(folder), frozen=True, cache=tmp_path / "c")
-        assert not encoder.block(1) and not encoder.block(2) and encoder.block(0) and encoder.block(3)
-        assert torch.cat(encoder.each([0, 3])).shape[0] == 2 * len(encoder.held[0])
+            model = backbone()
+            images = CatalogImages(model, read_catalog(folder).images, frozen=True, cache=tmp_path / "c")
+        assert [bool(images.placeholders(item)) for item in range(4)] == [True, False, False, True]
+        assert torch.cat(images.features(model, [0, 3])).shape[0] == 2 * len(images.contents[0])
 
 
 @pytest.fixture
-def asked(backbone, folder, tmp_path, data):
+def reference(backbone, folder, tmp_path, data, monkeypatch):
     """A function that asks for the reference's log-probabilities, and how many prompts it had to score."""
     examples = split_examples(data, "train", "next", users=9, rejected=2, candidates=6)
     scored = []
 
-    def ask(monkeypatch, weights="w", change=lambda prompts, responses: None):
-        encoder = encoder_for(backbone(), read_catalog(folder), frozen=True, cache=tmp_path / "c")
-        prompts = Prompts(encoder, data.catalog.titles, "next", list_candidates=False)
+    def count(backbone, images, prompts, responses, **more):
+        scored.append(len(prompts))
+        return score(backbone, images, prompts, responses, **more)
+
+    monkeypatch.setattr("hanorec.models.scoring.score", count)
+
+    def ask(change=lambda model, prompts, responses: None):
+        model = backbone()
+        images = CatalogImages(model, read_catalog(folder).images, frozen=True, cache=tmp_path / "c")
+        prompts = Prompts(model, images, data.catalog.titles, "next", list_candidates=False)
         responses = [[prompts.chosen(e), *prompts.rejected(e)] for e in examples]
-        change(prompts, responses)
-        count = lambda e, p, r, **k: scored.append(len(p)) or score(e, p, r, **k)  # noqa: E731
-        monkeypatch.setattr("hanorec.training.session.score", count)
+        change(model, prompts, responses)
         before = sum(scored)
-        table = reference_logps(
-            prompts, examples, responses, weights, forward_tokens=200, cache=tmp_path / "c"
-        )  # fmt: skip
-        return table, sum(scored) - before, (encoder, prompts, examples, responses)
+        x = [prompts.prompt(e) for e in examples]
+        table = score_all(model, images, x, responses, forward_tokens=200, cache=tmp_path / "c")
+        return table, sum(scored) - before, (model, images, x, responses)
 
     return ask
 
 
-def test_reference_log_probabilities_are_those_of_each_prompt_alone(asked, monkeypatch):
-    table, scored, (encoder, prompts, examples, responses) = asked(monkeypatch)
+def test_reference_log_probabilities_are_those_of_each_prompt_alone(reference):
+    table, scored, (model, images, prompts, responses) = reference()
     assert table.shape == (9, 3) and scored == 9
-    for row, example, answers in zip(table, examples, responses):
+    for row, prompt, answers in zip(table, prompts, responses):
         with torch.no_grad():
-            alone = [score(encoder, [prompts.prompt(example)], [[answer]]) for answer in answers]
+            alone = [score(model, images, [prompt], [[answer]]) for answer in answers]
         torch.testing.assert_close(row, torch.cat(alone), atol=1e-4, rtol=0)
 
 
-def test_reference_log_probabilities_are_computed_once_until_something_changes(asked, monkeypatch, folder):
-    first, *_ = asked(monkeypatch)
-    again, scored, _ = asked(monkeypatch)
+def test_reference_log_probabilities_are_computed_once_until_something_changes(reference, folder):
+    def other_weights(model, prompts, responses):
+        with torch.no_grad():
+            model.model.model.text_model.norm.weight.mul_(2)
+
+    first, *_ = reference()
+    again, scored, _ = reference()
     assert scored == 0 and again.equal(first)
-    assert asked(monkeypatch, weights="other")[1] == 9
-    assert asked(monkeypatch, change=lambda prompts, responses: responses[0].reverse())[1] == 9
-    assert asked(monkeypatch, change=lambda prompts, responses: setattr(prompts, "question", [5]))[1] == 9
+    assert reference(other_weights)[1] == 9
+    assert reference(lambda model, prompts, responses: responses[0].reverse())[1] == 9
+    assert reference(lambda model, prompts, responses: setattr(prompts, "question", [5]))[1] == 9
     Image.fromarray(np.full((30, 30, 3), 7, np.uint8)).save(read_catalog(folder).images[0])
-    assert asked(monkeypatch)[1] == 9
+    assert reference()[1] == 9
+
+
+def test_two_processes_that_make_the_same_file_at_once_both_succeed(tmp_path):
+    """Each writes a file of its own and renames it: neither sees half of the other's."""
+    program = (
+        "import sys, time, torch\nfrom pathlib import Path\nfrom hanorec.cache import cached\n"
+        "make = lambda: time.sleep(0.3) or {'a': torch.full((500_000,), float(sys.argv[2]))}\n"
+        "for turn in range(5):\n"
+        "    print(cached(Path(sys.argv[1]), f'x{turn}', '0' * 64, make)['a'].unique().tolist())\n"
+    )
+    both = [
+        subprocess.Popen([sys.executable, "-c", program, str(tmp_path), value], stdout=subprocess.PIPE, text=True)
+        for value in ("1", "2")
+    ]
+    for process in both:
+        out, _ = process.communicate(timeout=120)
+        assert process.returncode == 0 and set(out.split()) <= {"[1.0]", "[2.0]"} and len(out.split()) == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"x{n}-{'0' * 20}.safetensors" for n in range(5))

@@ -27,13 +27,13 @@ def test_more_neighbours_than_other_items_is_an_error():
         nearest(torch.eye(4), 10)
 
 
-def test_an_embedding_fuses_title_and_image_in_equal_parts(encoder, data):
-    embeddings = embed_items(encoder, data.catalog.titles, batch_size=7)
+def test_an_embedding_fuses_title_and_image_in_equal_parts(backbone, images, data):
+    embeddings = embed_items(backbone, images, data.catalog.titles, batch_size=7)
     assert embeddings.norm(dim=1).allclose(torch.ones(len(data.catalog)), atol=1e-5)
     with torch.no_grad():
-        table = encoder.backbone.model.get_input_embeddings().weight
-        text = table[encoder.backbone.tokens(data.catalog.titles[9])].mean(0)
-        image = encoder.each([9])[0].mean(0)
+        table = backbone.model.get_input_embeddings().weight
+        text = table[backbone.tokens(data.catalog.titles[9])].mean(0)
+        image = images.features(backbone, [9])[0].mean(0)
     fused = text / text.norm() + image / image.norm()
     torch.testing.assert_close(embeddings[9], fused / fused.norm(), atol=1e-5, rtol=1e-4)
 
@@ -60,19 +60,23 @@ def test_the_distance_of_a_list_is_the_mean_over_its_item_pairs():
     torch.testing.assert_close(pair_hardness(similarities, both), torch.tensor(expected))
 
 
-def test_neighbours_are_kept_until_a_title_the_model_or_k_changes(encoder, data, tmp_path, monkeypatch):
+def test_neighbours_are_kept_until_a_title_the_model_or_k_changes(backbone, images, data, tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr("hanorec.hardness.nearest", lambda e, k: made.append(k) or nearest(e, k))
 
-    def ask(k=3, weights="w", catalog=data.catalog):
-        return item_neighbours(encoder, catalog, k, weights, tmp_path)
+    def ask(k=3, catalog=data.catalog):
+        return item_neighbours(backbone, images, catalog, k, cache=tmp_path)
 
     first = ask()
     assert all(a.equal(b) for a, b in zip(first, ask())) and len(made) == 1
-    ask(weights="other weights")
     ask(k=4)
     titles = ("New title", *data.catalog.titles[1:])
     ask(catalog=type(data.catalog)(data.catalog.items, titles, data.catalog.images, data.catalog.index))
-    assert made == [3, 3, 4, 3]
+    with torch.no_grad():
+        backbone.model.get_input_embeddings().weight[7].mul_(2)
+    ask()
+    assert made == [3, 4, 3, 3]
+    with torch.no_grad():
+        backbone.model.get_input_embeddings().weight[7].div_(2)
     ask()
     assert len(made) == 4  # the first ones are still there

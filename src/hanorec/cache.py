@@ -11,13 +11,12 @@ import hashlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-
-from hanorec import distributed
 
 
 def cached(
@@ -36,7 +35,7 @@ def cached(
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
     made = make()
     folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".partial{distributed.rank()}")
+    partial = path.with_name(f"{path.stem}.{uuid4().hex}.partial")  # another run may be making the same file
     save_file(made, partial, {"made_from": fingerprint})
     partial.replace(path)
     return made

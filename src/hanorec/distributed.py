@@ -1,13 +1,14 @@
-"""One program in one process or in many, on one machine or several: who I am, what is mine, and what all have together.
+"""One program on one rank or on many, on one machine or several: which rank is this, what is its share, what do all
+ranks have together.
 
-Started by `accelerate launch` or `torchrun`, the processes share the work on every batch; started plainly there is one.
-Each holds the whole model, unless `accelerate launch` is given an FSDP config: then each holds a share of every weight.
+Started by `accelerate launch` or `torchrun`, the ranks share the work on every batch; started plainly there is one.
+Each holds the whole model, unless `accelerate launch` is given an FSDP config: then each holds a shard of every weight.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import torch
@@ -18,61 +19,71 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def _state() -> PartialState:
-    """Accelerate's view of it; made once. Without a GPU or the like, processes talk over gloo."""
+    """Accelerate's view of the ranks, made once. Without a GPU or the like they talk over gloo."""
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def rank() -> int:
-    """This process's number among all."""
+    """The number of this process, from 0."""
     return _state().process_index
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return _state().num_processes
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that writes files and talks."""
+    """Whether this is rank 0, which alone writes files and talks."""
     return _state().is_main_process
 
 
 def device() -> torch.device:
-    """This process's own: the fastest there is."""
+    """The device of this rank: the fastest there is."""
     return _state().device
 
 
 def barrier() -> None:
-    """Until all processes are here."""
+    """Wait until all ranks are here."""
     _state().wait_for_everyone()
 
 
 def map_over_ranks(work: Callable[[T], R], things: Sequence[T]) -> list[R]:
-    """`work` done on all things, each by one process, for everyone. All processes work equally often (where weights are
-    sharded, a forward takes all of them), so some work may be done twice."""
+    """[work(thing) for thing in things], each done by one rank and known to all afterwards.
+
+    All ranks work equally often (where weights are sharded, a forward takes all of them), so some work may be done
+    twice.
+    """
     own = things[rank() :: world_size()]
     again = -(-len(things) // world_size()) - len(own)  # 0 or 1
     shares = gather_object([[work(thing) for thing in (*own, *things[:again])]])
     return [result for row in zip(*shares) for result in row][: len(things)]
 
 
-def all_gather(values: Sequence[Tensor], *columns: int) -> Tensor:
-    """All processes' values, of each any number of [n, *columns], in one tensor on the CPU, without gradient."""
-    own = torch.cat([torch.empty(0, *columns), *(value.detach().cpu() for value in values)])
-    return own if world_size() == 1 else torch.tensor(sum(gather_object([own.tolist()]), [])).view(-1, *columns)
+def all_gather(values: Tensor) -> Tensor:
+    """The rows of all ranks' tensors, [n, …] each with an n of its own, in one tensor on the CPU without gradient."""
+    own = values.detach().cpu()
+    if world_size() == 1:
+        return own
+    return torch.cat([torch.tensor(rows).reshape(-1, *own.shape[1:]) for rows in gather_object([own.tolist()])])
 
 
 def all_reduce_max(number: int) -> int:
-    """The largest of all processes' numbers."""
-    return max(gather_object([number]))
+    """The largest of all ranks' numbers."""
+    if world_size() == 1:
+        return number
+    largest = torch.tensor(number, device=device())
+    torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
+    return int(largest)
 
 
 def all_reduce_sum(tensors: Sequence[Tensor]) -> None:
-    """Replace each tensor by its sum over all processes, in place, in one message. Sharded ones are sums already."""
+    """Replace each tensor by its sum over all ranks, in place, in one message. Sharded gradients are sums already."""
     tensors = [tensor for tensor in tensors if not isinstance(tensor, DTensor)]
     if world_size() == 1 or not tensors:
         return
@@ -80,6 +91,15 @@ def all_reduce_sum(tensors: Sequence[Tensor]) -> None:
     torch.distributed.all_reduce(flat)
     for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
         tensor.copy_(total.view_as(tensor))
+
+
+def all_reduce_gradients(model: torch.nn.Module) -> None:
+    """Sum the gradients of what trains over all ranks: losses are shares of the batch's, so a sum is its gradient."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trained:
+        if parameter.grad is None:  # an image encoder on a rank whose prompts show no image
+            parameter.grad = torch.zeros_like(parameter)
+    all_reduce_sum([p.grad for p in trained if p.grad is not None])
 
 
 # sharded weights
@@ -90,18 +110,18 @@ def is_sharded() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP") == "true" and world_size() > 1
 
 
-def shard_weights(model: torch.nn.Module, layers: Sequence[torch.nn.Module]) -> None:
-    """Leave each process a share of every weight. A layer's are put together while it computes, and its gradients are
-    summed over the processes."""
+def shard_weights(model: torch.nn.Module, layers: Iterable[torch.nn.Module]) -> None:
+    """Leave each rank a shard of every weight. A layer's shards are put together while it computes, and its gradients
+    are summed over the ranks."""
     mesh = init_device_mesh(device().type, (world_size(),))
     for module in (*layers, model):
         fully_shard(module, mesh=mesh)
-        module.set_gradient_divide_factor(1.0)  # a sum, not a mean
-        module.set_force_sum_reduction_for_comms(True)
+        module.set_gradient_divide_factor(1.0)  # type: ignore[operator]  # a sum, not a mean
+        module.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor, put together from all processes where it is sharded; then all processes must ask."""
+    """The whole of a tensor, put together where it is sharded; then all ranks must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 

@@ -19,10 +19,6 @@ class DataError(ValueError):
     """Input that cannot be used: a file, an option, a folder. The message names it and says what to do."""
 
 
-class NotFiniteError(ArithmeticError):
-    """A loss or a gradient that is not a finite number; every rank raises it at the same step."""
-
-
 class Interrupted(Exception):
     """Raised between two optimizer steps, on every rank, after a signal asked the run to stop."""
 

@@ -11,47 +11,49 @@ from hanorec.data.dataset import split_examples
 from hanorec.evaluation import catalog_ranking as full_ranking
 from hanorec.evaluation import metrics
 from hanorec.evaluation.catalog_ranking import Trie
-from hanorec.evaluation.ranking import Everything, ask_model, ask_scorer, user_measures
+from hanorec.evaluation.ranking import FullCatalog, answer_with_model, answer_with_scorer, user_measures
 from hanorec.models.prompts import Prompts
 from hanorec.models.scoring import score
 
 
 @pytest.fixture
-def everything(data):
-    return Everything(data.familiar)
+def full_catalog(data):
+    return FullCatalog(data.familiar)
 
 
 @pytest.fixture
-def prompts(encoder, data):
+def prompts(backbone, images, data):
     with torch.no_grad():  # random weights give all titles nearly one likelihood; these spread them
-        encoder.backbone.model.get_input_embeddings().weight.mul_(4)
-    return Prompts(encoder, data.catalog.titles, "next", list_candidates=False)
+        backbone.model.get_input_embeddings().weight.mul_(4)
+    return Prompts(backbone, images, data.catalog.titles, "next", list_candidates=False)
 
 
-def brute_force(prompts, example, candidates) -> tuple[int, int]:
+def brute_force(backbone, prompts, example, candidates) -> tuple[int, int]:
     """Items ahead of and tied with the target, every candidate scored."""
     with torch.no_grad():
-        logps = score(prompts.encoder, [prompts.prompt(example)], [[prompts.name([item]) for item in candidates]])
+        logps = score(
+            backbone, prompts.images, [prompts.prompt(example)], [[prompts.name([item]) for item in candidates]]
+        )
     others = logps[1:].double()  # the target is the first candidate
     return int((others > logps[0] + 1e-4).sum()), int(((others - logps[0]).abs() <= 1e-4).sum())
 
 
 @pytest.mark.parametrize("together", [1, 256])
-def test_places_equal_those_of_scoring_every_title(prompts, data, everything, monkeypatch, together):
+def test_places_equal_those_of_scoring_every_title(backbone, prompts, data, full_catalog, monkeypatch, together):
     monkeypatch.setattr(full_ranking, "TOGETHER", together)
     monkeypatch.setattr(full_ranking, "DEPTH", 10**6)  # never stop early: every place is exact
     examples = split_examples(data, "test", "next", users=12)
-    answers = ask_model(prompts, examples, everything=everything, forward_tokens=700)
-    expected = [brute_force(prompts, e, everything.candidates(e)) for e in examples]
+    answers = answer_with_model(backbone, prompts, examples, full_catalog=full_catalog, forward_tokens=700)
+    expected = [brute_force(backbone, prompts, e, full_catalog.candidates(e)) for e in examples]
     assert answers.places.tolist() == [list(pair) for pair in expected]
     assert len({ahead for ahead, _ in expected}) > 6  # the targets stand in many places
 
 
-def test_the_search_stops_at_its_depth_and_measures_stay_exact(prompts, data, everything, monkeypatch):
+def test_the_search_stops_at_its_depth_and_measures_stay_exact(backbone, prompts, data, full_catalog, monkeypatch):
     examples = split_examples(data, "test", "next", users=12)
-    exact = np.array([brute_force(prompts, e, everything.candidates(e)) for e in examples])
+    exact = np.array([brute_force(backbone, prompts, e, full_catalog.candidates(e)) for e in examples])
     monkeypatch.setattr(full_ranking, "DEPTH", 20)
-    ahead, tied = ask_model(prompts, examples, everything=everything).places.T
+    ahead, tied = answer_with_model(backbone, prompts, examples, full_catalog=full_catalog).places.T
     near = exact[:, 0] < 20
     assert 0 < near.sum() < 12
     assert (ahead[near] == exact[near, 0]).all() and (ahead[~near] >= 20).all()
@@ -59,29 +61,29 @@ def test_the_search_stops_at_its_depth_and_measures_stay_exact(prompts, data, ev
         np.testing.assert_allclose(metrics.ndcg(ahead, tied, k), metrics.ndcg(*exact.T, k))
 
 
-def test_few_titles_are_read_to_their_end(prompts, data, everything, monkeypatch):
+def test_few_titles_are_read_to_their_end(backbone, prompts, data, full_catalog, monkeypatch):
     """The point of the search: with few places asked for, few of the tokens of all titles are read."""
     monkeypatch.setattr(full_ranking, "DEPTH", 5)
     monkeypatch.setattr(full_ranking, "TOGETHER", 32)
     examples, read = split_examples(data, "test", "next", users=6), []
     choose = full_ranking.Search.next
     monkeypatch.setattr(full_ranking.Search, "next", lambda self, n: read.append(b := choose(self, n)) or b)
-    ask_model(prompts, examples, everything=everything)
+    answer_with_model(backbone, prompts, examples, full_catalog=full_catalog)
     nodes = len(Trie({item: prompts.name([item]) for item in data.familiar}).children)
     assert 0 < sum(map(len, read)) < len(examples) * nodes / 4
 
 
-def test_items_of_one_title_are_tied_and_chosen_or_unfamiliar_items_do_not_count(prompts, data, everything):
+def test_items_of_one_title_are_tied_and_chosen_or_unfamiliar_items_do_not_count(backbone, prompts, data, full_catalog):
     (example,) = split_examples(data, "test", "next", users=1)
     target, titles = example.targets[0], list(data.catalog.titles)
     twin, chosen = [i for i in data.familiar.tolist() if i not in example.seen][0], example.history[0]
     titles[twin] = titles[chosen] = titles[target]
     catalog = Catalog(data.catalog.items, tuple(titles), data.catalog.images, data.catalog.index)
-    renamed = Prompts(prompts.encoder, catalog.titles, "next", list_candidates=False)
-    assert ask_model(renamed, [example], everything=everything).places[0, 1] == 1
-    few = Everything(np.array([twin]))
+    renamed = Prompts(backbone, prompts.images, catalog.titles, "next", list_candidates=False)
+    assert answer_with_model(backbone, renamed, [example], full_catalog=full_catalog).places[0, 1] == 1
+    few = FullCatalog(np.array([twin]))
     assert few.candidates(example) == (target, twin)
-    assert ask_model(renamed, [example], everything=few).places.tolist() == [[0, 1]]
+    assert answer_with_model(backbone, renamed, [example], full_catalog=few).places.tolist() == [[0, 1]]
 
 
 def test_a_trie_shares_beginnings():
@@ -91,9 +93,9 @@ def test_a_trie_shares_beginnings():
     assert [part.tolist() for part in trie.below(1)] == [[2, 3], [2, 4]]
 
 
-def test_baselines_rank_the_whole_catalogue_too(data, everything):
+def test_baselines_rank_the_whole_catalogue_too(data, full_catalog):
     examples = split_examples(data, "test", "next", users=5)
-    answers = ask_scorer(lambda e: np.zeros(len(e.candidates)), examples, "next", everything)
-    sizes = [len(everything.candidates(e)) for e in examples]
+    answers = answer_with_scorer(lambda e: np.zeros(len(e.candidates)), examples, "next", full_catalog)
+    sizes = [len(full_catalog.candidates(e)) for e in examples]
     assert answers.places.tolist() == [[0, size - 1] for size in sizes]
     np.testing.assert_allclose(user_measures("next", answers, examples)["HR@10"], 10 / np.array(sizes))

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import families
 import pytest
@@ -16,16 +17,16 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from hanorec.data.dataset import split_examples
 from hanorec.errors import DataError
-from hanorec.evaluation.ranking import Everything, ask_model
+from hanorec.evaluation.ranking import FullCatalog, answer_with_model
 from hanorec.losses import hanorec_loss
 from hanorec.models import tiny
 from hanorec.models.backbone import load_backbone
+from hanorec.models.images import CatalogImages
 from hanorec.models.lora import add_lora
 from hanorec.models.packing import Prompt
 from hanorec.models.prompts import Prompts
 from hanorec.models.scoring import score
-from hanorec.training.loop import optimizer_for
-from hanorec.training.session import encoder_for
+from hanorec.training.optimization import adamw
 
 CPU = torch.device("cpu")
 EVERY = [*families.PACKED, *families.PLAIN]
@@ -84,41 +85,43 @@ def test_packed_and_ready_features_equal_the_family_used_plainly(build, folders,
         plain.append(logps[torch.arange(len(response)), response].sum())
 
     with torch.no_grad():
-        live = score(encoder_for(backbone, data.catalog), [prompt], [responses])
-        once = score(encoder_for(backbone, data.catalog, frozen=True), [prompt], [responses])
+        live = score(backbone, CatalogImages(backbone, data.catalog.images), [prompt], [responses])
+        images = CatalogImages(backbone, data.catalog.images, frozen=True)
+        once = score(backbone, images, [prompt], [responses])
     torch.testing.assert_close(live, torch.stack(plain), atol=1e-4, rtol=0)
     torch.testing.assert_close(once, live, atol=1e-5, rtol=0)
     if build not in families.PLAIN:  # images are seen at all: with others' features the result is another
-        encoder = encoder_for(backbone, data.catalog, frozen=True)
-        encoder.held[0], encoder.held[5] = encoder.held[5], encoder.held[0]
-        assert (score(encoder, [prompt], [responses]) - live).abs().max() > 1e-3
+        images.contents[0], images.contents[5] = images.contents[5], images.contents[0]
+        assert (score(backbone, images, [prompt], [responses]) - live).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("build", EVERY, ids=lambda build: build.__name__)
 def test_prompts_of_several_lengths_share_a_forward(build, folders, data):
     """Sliding windows, image blocks and positions in three axes hold beside padding too."""
-    encoder = encoder_for(load(folders(build)), data.catalog, frozen=True)
-    prompts = Prompts(encoder, data.catalog.titles, "next", list_candidates=False)
+    backbone = load(folders(build))
+    images = CatalogImages(backbone, data.catalog.images, frozen=True)
+    prompts = Prompts(backbone, images, data.catalog.titles, "next", list_candidates=False)
     examples = sorted(split_examples(data, "test", "next", candidates=4, users=8), key=lambda e: len(e.history))[::3]
     answers = [[prompts.name([item]) for item in example.candidates] for example in examples]
     asked = [prompts.prompt(example) for example in examples]
     with torch.no_grad():
-        together = score(encoder, asked, answers)
-        apart = torch.cat([score(encoder, [p], [[a]]) for p, some in zip(asked, answers) for a in some])
+        together = score(backbone, images, asked, answers)
+        apart = torch.cat([score(backbone, images, [p], [[a]]) for p, some in zip(asked, answers) for a in some])
     torch.testing.assert_close(together, apart, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("build", families.PACKED, ids=lambda build: build.__name__)
 def test_the_whole_catalogue_is_ranked_as_if_every_title_were_scored(build, folders, data):
-    encoder = encoder_for(load(folders(build)), data.catalog, frozen=True)
-    prompts = Prompts(encoder, data.catalog.titles, "next", list_candidates=False)
+    backbone = load(folders(build))
+    images = CatalogImages(backbone, data.catalog.images, frozen=True)
+    prompts = Prompts(backbone, images, data.catalog.titles, "next", list_candidates=False)
     examples = split_examples(data, "test", "next", candidates=2, users=2)
-    everything = Everything(data.familiar)
-    found = ask_model(prompts, examples, everything=everything).places
-    for example, (ahead, _) in zip(examples, found):
-        items = everything.candidates(example)
+    full_catalog = FullCatalog(data.familiar)
+    places = answer_with_model(backbone, prompts, examples, full_catalog=full_catalog).places
+    for example, (ahead, _) in zip(examples, places):
+        items = full_catalog.candidates(example)
         with torch.no_grad():
-            logps = score(encoder, [prompts.prompt(example)], [[prompts.name([item]) for item in items]])
+            logps = score(backbone, images, [prompts.prompt(example)], [[prompts.name([item]) for item in items]])
         truth = int((logps[1:] > logps[0] + 1e-4).sum())
         assert min(int(ahead), 50) == pytest.approx(min(truth, 50), abs=1)
 
@@ -127,7 +130,9 @@ def train(model, loss_of):
     """Two steps, in which every adapter weight changes."""
     before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     assert before and all("lora_" in name and ".vis" not in name for name in before)
-    optimizer = optimizer_for(model.train(), 1e-2, 0.0)
+    optimizer = adamw(model.train(), 0.0)
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-2
     for _ in range(2):
         loss_of().backward()
         optimizer.step()
@@ -142,27 +147,32 @@ def sft_and_dpo(folder, data, output):
     base = {name: value.clone() for name, value in backbone.model.state_dict().items()}
     torch.manual_seed(0)
     examples = split_examples(data, "train", "next", users=2, candidates=4)
-    model = backbone.model = add_lora(backbone.model)
-    encoder = encoder_for(backbone, data.catalog, frozen=True)
-    prompts = Prompts(encoder, data.catalog.titles, "next", list_candidates=False)
+    policy = add_lora(backbone)
+    model = policy.model
+    images = CatalogImages(policy, data.catalog.images, frozen=True)
+    prompts = Prompts(policy, images, data.catalog.titles, "next", list_candidates=False)
     asked = [prompts.prompt(example) for example in examples]
     answers = [[prompts.chosen(example), *prompts.rejected(example)] for example in examples]
 
-    train(model, lambda: -score(encoder, asked, [some[:1] for some in answers]).sum())
+    train(model, lambda: -score(policy, images, asked, [some[:1] for some in answers]).sum())
     kept = {n.replace("base_model.model.", "").replace(".base_layer", ""): v for n, v in model.state_dict().items()}
     assert all(kept[name].equal(value) for name, value in base.items())
     model.save_pretrained(output / "sft")
 
-    backbone.model = model.merge_and_unload()
-    reference = score(encoder, asked, answers).detach().view(-1, 2).T
-    model = backbone.model = add_lora(backbone.model)
+    reference = replace(policy, model=model.merge_and_unload())
+    reference_logps = score(reference, images, asked, answers).detach().view(-1, 2).T
+    policy = add_lora(reference)
+    model = policy.model
     merged = {n: v.clone() for n, v in model.state_dict().items() if "lora_" not in n}
     easy = torch.ones(len(asked))
-    train(model, lambda: hanorec_loss(*score(encoder, asked, answers).view(-1, 2).T, *reference, easy).loss)
+    train(
+        model,
+        lambda: hanorec_loss(*score(policy, images, asked, answers).view(-1, 2).T, *reference_logps, easy).loss,
+    )
     assert all(model.state_dict()[name].equal(value) for name, value in merged.items())
     model.save_pretrained(output / "dpo")
     with torch.no_grad():
-        return score(encoder, asked, answers).tolist()
+        return score(policy, images, asked, answers).tolist()
 
 
 def test_two_steps_of_sft_and_dpo_change_adapters_alone_and_load_again(folders, data, tmp_path):
@@ -177,19 +187,19 @@ from hanorec.models.backbone import load_backbone
 from hanorec.data.dataset import open_dataset, split_examples
 from hanorec.models.prompts import Prompts
 from hanorec.models.scoring import score
-from hanorec.training.session import encoder_for
+from hanorec.models.images import CatalogImages
 found, data = {{}}, open_dataset({str(data.folder)!r})
 for name, folder in json.loads(sys.argv[1]).items():
     backbone = load_backbone(folder, dtype="float32", device=torch.device("cpu"))
     for stage in ("sft", "dpo"):
         model = PeftModel.from_pretrained(backbone.model, {str(tmp_path)!r} + f"/{{name}}/{{stage}}")
         backbone.model = model.merge_and_unload() if stage == "sft" else model.eval()
-    encoder = encoder_for(backbone, data.catalog)
-    prompts = Prompts(encoder, data.catalog.titles, "next", list_candidates=False)
+    images = CatalogImages(backbone, data.catalog.images)
+    prompts = Prompts(backbone, images, data.catalog.titles, "next", list_candidates=False)
     examples = split_examples(data, "train", "next", users=2, candidates=4)
     answers = [[prompts.chosen(example), *prompts.rejected(example)] for example in examples]
     with torch.no_grad():
-        found[name] = score(encoder, [prompts.prompt(example) for example in examples], answers).tolist()
+        found[name] = score(backbone, images, [prompts.prompt(example) for example in examples], answers).tolist()
 print(json.dumps(found))
 """
     checkpoints = json.dumps({build.__name__: str(folders(build)) for build in EVERY})
@@ -208,12 +218,12 @@ def test_a_family_that_cannot_be_packed_says_so_once(folders):
 
 
 def test_the_whole_catalogue_is_refused_where_responses_cannot_be_packed(folders, data):
-    encoder = encoder_for(load(folders(families.qwen3_5)), data.catalog)
-    prompts = Prompts(encoder, data.catalog.titles, "next", list_candidates=False)
+    backbone = load(folders(families.qwen3_5))
+    images = CatalogImages(backbone, data.catalog.images)
+    prompts = Prompts(backbone, images, data.catalog.titles, "next", list_candidates=False)
     with pytest.raises(DataError, match="--candidates all"):
-        ask_model(
-            prompts, split_examples(data, "test", "next", candidates=2, users=1), everything=Everything(data.familiar)
-        )
+        examples = split_examples(data, "test", "next", candidates=2, users=1)
+        answer_with_model(backbone, prompts, examples, full_catalog=FullCatalog(data.familiar))
 
 
 def test_a_text_only_model_is_an_error(tmp_path):

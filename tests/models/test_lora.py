@@ -1,4 +1,4 @@
-"""What trains: LoRA on chosen layers, the dropout before it, noise in it, precision, activations computed again."""
+"""What trains: LoRA on chosen layers over shared weights, noise in it, precision, activations computed again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from hanorec.errors import DataError
 from hanorec.losses import perturbed_lora
-from hanorec.models.lora import Dropout, add_lora, ready_to_train
+from hanorec.models.lora import Dropout, add_lora, prepare_for_training
 from hanorec.models.packing import Prompt
 from hanorec.models.scoring import score
 
@@ -48,22 +48,21 @@ def test_dropout_is_off_in_evaluation_and_follows_the_seed():
     assert drop(x).equal(first) and not drop(x).equal(first)
 
 
-def test_lora_trains_the_language_model_alone(encoder):
-    model = add_lora(encoder.backbone.model, rank=4, dropout=0.3)
+def test_lora_trains_the_language_model_alone(backbone, images):
+    model = add_lora(backbone, rank=4, dropout=0.3).model
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     assert trained and all("text_model" in name and "lora_" in name for name in trained)
     assert {type(m) for name, m in model.named_modules() if name.endswith("lora_dropout.default")} == {Dropout}
 
 
-def test_lora_goes_where_it_is_asked_to(encoder):
+def test_lora_goes_where_it_is_asked_to(backbone, images):
     def trained(targets):
-        model = add_lora(encoder.backbone.model, rank=2, targets=targets)
+        model = add_lora(backbone, rank=2, targets=targets).model
         names = {
             n.split(".lora_")[0].replace("base_model.model.", "")
             for n, p in model.named_parameters()
             if p.requires_grad
         }
-        model.unload()
         return names
 
     assert trained("q_proj, text_model.layers.0.mlp.up_proj") == {
@@ -74,38 +73,64 @@ def test_lora_goes_where_it_is_asked_to(encoder):
     assert any("vision_model" in name for name in everywhere) and any("connector" in name for name in everywhere)
     assert trained("language") < everywhere and "lm_head" not in everywhere
     with pytest.raises(DataError, match="--lora-targets up_prog: no linear layer has this name; there are .*up_proj"):
-        add_lora(encoder.backbone.model, targets="q_proj,up_prog")
+        add_lora(backbone, targets="q_proj,up_prog")
 
 
-@pytest.mark.parametrize("option", [{"merge": True}, {"noise": "lora"}])
-def test_what_does_not_go_with_sharded_weights_is_refused(encoder, monkeypatch, option):
+def test_the_reference_stays_as_it_is_under_a_policy_that_trains(backbone, images):
+    """Policy and reference share their weights, one copy in memory; the adapter is the policy's alone."""
+    before = {name: value.clone() for name, value in backbone.model.state_dict().items()}
+    word = backbone.tokens
+    prompts, answers = [Prompt(word("Tide of ") + images.placeholders(3), [3])], [[word("Orbit Bara"), word("Comet")]]
+    with torch.no_grad():
+        expected = score(backbone, images, prompts, answers)
+    policy = add_lora(backbone)
+    own = {p.data_ptr() for p in backbone.model.parameters()}
+    assert {p.data_ptr() for n, p in policy.model.named_parameters() if "lora_" not in n} == own
+    for parameter in policy.model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter)
+    with torch.no_grad():
+        assert not score(policy, images, prompts, answers).allclose(expected, atol=1e-2)
+        assert score(backbone, images, prompts, answers).equal(expected)
+    assert backbone.model.state_dict().keys() == before.keys()
+    assert all(value.equal(before[name]) for name, value in backbone.model.state_dict().items())
+
+
+def test_what_does_not_go_with_sharded_weights_is_refused(backbone, monkeypatch):
     monkeypatch.setattr("hanorec.distributed.is_sharded", lambda: True)
-    options = SimpleNamespace(**{"gradient_checkpointing": False, "merge": False, "noise": "logits"} | option)
-    with pytest.raises(DataError, match="does not go with sharded weights"):
-        ready_to_train(add_lora(encoder.backbone.model), options)
+    with pytest.raises(DataError, match="a vision tower that trains does not go with sharded weights"):
+        prepare_for_training(backbone, SimpleNamespace(gradient_checkpointing=False, merge=False))
+    with pytest.raises(DataError, match="--merge does not go with sharded weights"):
+        prepare_for_training(add_lora(backbone), SimpleNamespace(gradient_checkpointing=False, merge=True))
 
 
 @pytest.fixture
-def adapted(encoder):
+def adapted(backbone, images):
     """An adapter whose B is not zero, and a question with two answers."""
     torch.manual_seed(1)
-    model = encoder.backbone.model = add_lora(encoder.backbone.model, dropout=0.1)
-    for name, parameter in model.named_parameters():
+    policy = add_lora(backbone, dropout=0.1)
+    for name, parameter in policy.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
-    word = encoder.backbone.tokens
-    return encoder, [Prompt(word("Tide of ") + encoder.block(3), [3])], [[word("Orbit Bara"), word("Comet")]]
+    word = backbone.tokens
+    return (
+        policy,
+        images,
+        [Prompt(word("Tide of ") + images.placeholders(3), [3])],
+        [[word("Orbit Bara"), word("Comet")]],
+    )
 
 
 def noisy_gradients(adapted, noise: str, checkpointing: bool = False) -> torch.Tensor:
-    encoder, prompts, answers = adapted
-    model = ready_to_train(encoder.backbone.model, SimpleNamespace(gradient_checkpointing=checkpointing))
+    policy, images, prompts, answers = adapted
+    prepare_for_training(policy, SimpleNamespace(gradient_checkpointing=checkpointing))
+    model = policy.model
     model.zero_grad()
     torch.manual_seed(5)
     generator = torch.Generator().manual_seed(7)
     with perturbed_lora(model, 0.05 if noise == "lora" else 0.0, generator=generator):
         std = 0.3 if noise == "logits" else 0.0
-        logps = score(encoder, prompts, answers, noise_std=std, generators=[generator])
+        logps = score(policy, images, prompts, answers, noise_std=std, generators=[generator])
         (logps[0] - 2 * logps[1]).backward()
     return torch.cat([p.grad.float().flatten() for p in model.parameters() if p.requires_grad])
 
@@ -122,11 +147,11 @@ def test_activations_computed_again_see_the_same_noise_and_dropout(adapted, nois
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_in_half_precision_adapters_train_in_float32_and_gradients_agree(adapted, noise, half):
     exact = noisy_gradients(adapted, noise)
-    encoder = adapted[0]
-    for parameter in encoder.backbone.model.parameters():
+    policy = adapted[0]
+    for parameter in policy.model.parameters():
         parameter.data = parameter.data.to(half)
-    encoder.backbone.compute = half
+    policy.compute = half
     rough = noisy_gradients(adapted, noise, checkpointing=True)
-    assert {p.dtype for p in encoder.backbone.model.parameters() if p.requires_grad} == {torch.float32}
-    assert {p.dtype for p in encoder.backbone.model.parameters() if not p.requires_grad} == {half}
+    assert {p.dtype for p in policy.model.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in policy.model.parameters() if not p.requires_grad} == {half}
     assert torch.nn.functional.cosine_similarity(rough, exact, dim=0) > 0.98

@@ -13,87 +13,87 @@ from hanorec.models.prompts import Prompts
 EXAMPLE = Example("u", history=(2, 0), targets=(5,), candidates=(4, 5), rejected=((4,),))
 
 
-def written(encoder, ids: list[int]) -> str:
+def written(backbone, images, ids: list[int]) -> str:
     """Token ids as text, an image's placeholders as one [image]."""
-    tokenizer = encoder.backbone.processor.tokenizer
-    image = tokenizer.decode(encoder.block(0))
+    tokenizer = backbone.processor.tokenizer
+    image = tokenizer.decode(images.placeholders(0))
     return (
         tokenizer.decode(ids).replace(image, "[image]").replace("<|im_start|>", "").replace("<end_of_utterance>", "∎")
     )
 
 
-def test_the_prompt_reads_as_the_paper_describes_it(encoder, data):
+def test_the_prompt_reads_as_the_paper_describes_it(backbone, images, data):
     t = data.catalog.titles
-    prompt = Prompts(encoder, t, "next").prompt(EXAMPLE)
-    assert written(encoder, prompt.ids) == (
+    prompt = Prompts(backbone, images, t, "next").prompt(EXAMPLE)
+    assert written(backbone, images, prompt.ids) == (
         f"User:The user chose, oldest first:\n[image]{t[2]}\n[image]{t[0]}\nWhich of these is next?\n{t[4]}\n{t[5]}∎\nAssistant:"
     )
     assert prompt.images == [2, 0]
 
 
-def test_candidates_can_be_left_out(encoder, data):
-    prompt = Prompts(encoder, data.catalog.titles, "next", list_candidates=False).prompt(EXAMPLE)
-    assert "Which item is next?∎" in written(encoder, prompt.ids)
+def test_candidates_can_be_left_out(backbone, images, data):
+    prompt = Prompts(backbone, images, data.catalog.titles, "next", list_candidates=False).prompt(EXAMPLE)
+    assert "Which item is next?∎" in written(backbone, images, prompt.ids)
 
 
-def test_masked_titles_hide_the_history_and_not_the_candidates(encoder, data):
+def test_masked_titles_hide_the_history_and_not_the_candidates(backbone, images, data):
     t = data.catalog.titles
-    text = written(encoder, Prompts(encoder, t, "next", mask_titles=True).prompt(EXAMPLE).ids)
+    text = written(backbone, images, Prompts(backbone, images, t, "next", mask_titles=True).prompt(EXAMPLE).ids)
     assert t[2] not in text and t[0] not in text and t[5] in text and text.count("[image]an item") == 2
 
 
-def test_responses_name_titles_and_end(encoder, data):
-    t, prompts = data.catalog.titles, Prompts(encoder, data.catalog.titles, "next")
-    assert written(encoder, prompts.chosen(EXAMPLE)) == f"{t[5]}∎"
-    assert [written(encoder, ids) for ids in prompts.rejected(EXAMPLE)] == [f"{t[4]}∎"]
+def test_responses_name_titles_and_end(backbone, images, data):
+    t, prompts = data.catalog.titles, Prompts(backbone, images, data.catalog.titles, "next")
+    assert written(backbone, images, prompts.chosen(EXAMPLE)) == f"{t[5]}∎"
+    assert [written(backbone, images, ids) for ids in prompts.rejected(EXAMPLE)] == [f"{t[4]}∎"]
 
 
-def test_a_title_has_the_same_ids_in_history_list_and_response(encoder, data):
-    prompts = Prompts(encoder, data.catalog.titles, "next")
+def test_a_title_has_the_same_ids_in_history_list_and_response(backbone, images, data):
+    prompts = Prompts(backbone, images, data.catalog.titles, "next")
     ids, title = prompts.prompt(EXAMPLE).ids, prompts.titles[5]
     assert any(ids[i : i + len(title)] == title for i in range(len(ids)))
     assert prompts.name([5])[: len(title)] == title
 
 
-def test_top3_lists_are_written_line_by_line(encoder, data):
-    t, prompts = data.catalog.titles, Prompts(encoder, data.catalog.titles, "top3")
+def test_top3_lists_are_written_line_by_line(backbone, images, data):
+    t, prompts = data.catalog.titles, Prompts(backbone, images, data.catalog.titles, "top3")
     example = Example("u", (0,), (1, 2, 3), (1, 2, 3, 4, 5, 6), ((4, 5, 6),))
-    assert written(encoder, prompts.chosen(example)) == f"{t[1]}\n{t[2]}\n{t[3]}∎"
+    assert written(backbone, images, prompts.chosen(example)) == f"{t[1]}\n{t[2]}\n{t[3]}∎"
     # Writing it one place after the other ends at the same ids.
     first, rest = prompts.prompt(example, (1,)).ids, prompts.name([2], last=False)
     assert first + rest == prompts.prompt(example, (1, 2)).ids
 
 
 @pytest.mark.parametrize("asked, answer", [(5, "Yes"), (4, "No")])
-def test_yes_no_asks_about_one_item_with_its_image(encoder, data, asked, answer):
-    prompts = Prompts(encoder, data.catalog.titles, "yesno")
+def test_yes_no_asks_about_one_item_with_its_image(backbone, images, data, asked, answer):
+    prompts = Prompts(backbone, images, data.catalog.titles, "yesno")
     example = Example("u", (2,), (5,), (asked,), ((4,),))
     prompt = prompts.prompt(example)
     assert prompt.images == [2, asked]
-    assert written(encoder, prompt.ids).endswith(f"[image]{data.catalog.titles[asked]}∎\nAssistant:")
+    assert written(backbone, images, prompt.ids).endswith(f"[image]{data.catalog.titles[asked]}∎\nAssistant:")
     other = {"Yes": "No", "No": "Yes"}[answer]
-    assert written(encoder, prompts.chosen(example)) == f"{answer}∎"
-    assert [written(encoder, ids) for ids in prompts.rejected(example)] == [f"{other}∎"]
+    assert written(backbone, images, prompts.chosen(example)) == f"{answer}∎"
+    assert [written(backbone, images, ids) for ids in prompts.rejected(example)] == [f"{other}∎"]
 
 
-def test_an_item_without_an_image_is_its_title_alone(encoder, data):
-    encoder.blocks[0], encoder.held[0] = [], None
-    prompt = Prompts(encoder, data.catalog.titles, "next").prompt(EXAMPLE)
+def test_an_item_without_an_image_is_its_title_alone(backbone, images, data):
+    images.blocks[0], images.contents[0] = [], None
+    prompt = Prompts(backbone, images, data.catalog.titles, "next").prompt(EXAMPLE)
     assert prompt.images == [2]
 
 
-def test_looking_at_blank_or_shuffled_images_changes_features_and_can_be_undone(encoder):
+def test_looking_at_blank_or_shuffled_images_changes_features_and_can_be_undone(backbone, images):
     import numpy as np
 
-    own = torch.cat(encoder.each([0, 1, 2]))
-    encoder.look("blank")
-    blank = encoder.each([0, 1])
+    own = torch.cat(images.features(backbone, [0, 1, 2]))
+    images.set_modality(backbone, "blank")
+    blank = images.features(backbone, [0, 1])
     assert blank[0].equal(blank[1])
-    encoder.look("shuffled", np.random.default_rng(0))
-    assert all(source != item for item, source in enumerate(encoder.source))
-    assert sorted(encoder.source) == list(range(len(encoder.source)))
-    encoder.look("full")
-    assert torch.cat(encoder.each([0, 1, 2])).equal(own)
+    images.set_modality(backbone, "shuffled", np.random.default_rng(0))
+    assert all(source != item for item, source in enumerate(images.source))
+    assert sorted(images.source) == list(range(len(images.source)))
+    images.set_modality(backbone, "full")
+    assert torch.cat(images.features(backbone, [0, 1, 2])).equal(own)
 
 
 @pytest.mark.parametrize(

@@ -8,17 +8,17 @@ import torch
 from hanorec.data.dataset import split_examples
 from hanorec.hardness import embed_items, nearest, pair_hardness
 from hanorec.losses import hanorec_loss
+from hanorec.models.images import CatalogImages
 from hanorec.models.lora import add_lora
 from hanorec.models.packing import Prompt, pack
 from hanorec.models.prompts import Prompts
-from hanorec.models.scoring import batches, score
-from hanorec.training.session import encoder_for, reference_logps
+from hanorec.models.scoring import batches, score, score_all
 
 
-def plain_logp(encoder, prompt: Prompt, response: list[int]) -> torch.Tensor:
+def plain_logp(backbone, images, prompt: Prompt, response: list[int]) -> torch.Tensor:
     """log π(response | prompt) as the model's own forward gives it: pixels in, causal mask, no packing."""
-    backbone = encoder.backbone
-    pixels = [encoder.held[item] for item in prompt.images]
+    backbone = backbone
+    pixels = [images.contents[item] for item in prompt.images]
     images = {name: torch.cat([p[name] for p in pixels], dim=1) for name in pixels[0]} if pixels else {}
     ids = torch.tensor([prompt.ids + response])
     logits = backbone.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **images).logits[0]
@@ -27,13 +27,13 @@ def plain_logp(encoder, prompt: Prompt, response: list[int]) -> torch.Tensor:
 
 
 @pytest.fixture
-def batch(encoder):
+def batch(backbone, images):
     """Three prompts of 2, 1 and 0 images and unequal lengths, with 1, 3 and 2 responses of unequal lengths, two of
     which begin alike."""
-    word = encoder.backbone.tokens
+    word = backbone.tokens
     prompts = [
-        Prompt(word("Comet") + encoder.block(0) + word(" and ") + encoder.block(7) + word("?"), [0, 7]),
-        Prompt(word("Tide of ") + encoder.block(3), [3]),
+        Prompt(word("Comet") + images.placeholders(0) + word(" and ") + images.placeholders(7) + word("?"), [0, 7]),
+        Prompt(word("Tide of ") + images.placeholders(3), [3]),
         Prompt(word("no image here, but some words"), []),
     ]
     responses = [
@@ -44,17 +44,18 @@ def batch(encoder):
     return prompts, responses
 
 
-def test_packed_log_probabilities_equal_the_plain_forward(encoder, batch):
+def test_packed_log_probabilities_equal_the_plain_forward(backbone, images, batch):
     prompts, responses = batch
-    packed = score(encoder, prompts, responses)
-    plain = torch.stack([plain_logp(encoder, p, r) for p, answers in zip(prompts, responses) for r in answers])
+    packed = score(backbone, images, prompts, responses)
+    plain = torch.stack([plain_logp(backbone, images, p, r) for p, answers in zip(prompts, responses) for r in answers])
     torch.testing.assert_close(packed, plain, atol=1e-4, rtol=0)
 
 
-def test_packed_lora_gradients_equal_the_plain_forward(encoder, batch):
+def test_packed_lora_gradients_equal_the_plain_forward(backbone, images, batch):
     prompts, responses = batch
     torch.manual_seed(1)
-    model = encoder.backbone.model = add_lora(encoder.backbone.model, dropout=0.0)
+    policy = add_lora(backbone, dropout=0.0)
+    model = policy.model
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)  # zero in a fresh adapter, where half the gradients vanish
@@ -65,29 +66,32 @@ def test_packed_lora_gradients_equal_the_plain_forward(encoder, batch):
         (logps * weights).sum().backward()
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
 
-    packed = gradients(score(encoder, prompts, responses))
+    packed = gradients(score(policy, images, prompts, responses))
     plain = gradients(
-        torch.stack([plain_logp(encoder, p, r) for p, answers in zip(prompts, responses) for r in answers])
+        torch.stack([plain_logp(policy, images, p, r) for p, answers in zip(prompts, responses) for r in answers])
     )
     assert plain.norm() > 0
     assert (packed - plain).norm() / plain.norm() < 1e-3
 
 
-def test_a_hanorec_step_equals_the_plain_way(encoder, data):
+def test_a_hanorec_step_equals_the_plain_way(backbone, images, data):
     """Features encoded once, reference scored once, prompts read once against four plain forwards a pair with live
     images: the same losses, β and gradients, noise and dropout off."""
     examples = split_examples(data, "train", "next", users=6, candidates=6)
-    once = encoder_for(encoder.backbone, data.catalog, frozen=True)
-    prompts = Prompts(once, data.catalog.titles, "next", list_candidates=False)
+    once = CatalogImages(backbone, data.catalog.images, frozen=True)
+    prompts = Prompts(backbone, once, data.catalog.titles, "next", list_candidates=False)
     asked = [prompts.prompt(example) for example in examples]
     answers = [[prompts.chosen(example), *prompts.rejected(example)] for example in examples]
-    similarities, _ = nearest(embed_items(once, data.catalog.titles), 5)
+    similarities, _ = nearest(embed_items(backbone, once, data.catalog.titles), 5)
     hardness = pair_hardness(similarities, examples, temperature=0.05)[:, 0]
 
-    reference = reference_logps(prompts, examples, answers, "weights", forward_tokens=300)
-    plain_reference = torch.stack([plain_logp(encoder, p, a).detach() for p, both in zip(asked, answers) for a in both])
+    reference = score_all(backbone, once, asked, answers, forward_tokens=300)
+    plain_reference = torch.stack(
+        [plain_logp(backbone, images, p, a).detach() for p, both in zip(asked, answers) for a in both]
+    )
     torch.manual_seed(1)
-    model = encoder.backbone.model = add_lora(encoder.backbone.model, dropout=0.0)
+    policy = add_lora(backbone, dropout=0.0)
+    model = policy.model
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
@@ -98,8 +102,8 @@ def test_a_hanorec_step_equals_the_plain_way(encoder, data):
         output.loss.backward()
         return output, torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
 
-    fast, gradient = step(score(once, asked, answers), reference)
-    plain = torch.stack([plain_logp(encoder, p, a) for p, both in zip(asked, answers) for a in both])
+    fast, gradient = step(score(policy, once, asked, answers), reference)
+    plain = torch.stack([plain_logp(policy, images, p, a) for p, both in zip(asked, answers) for a in both])
     slow, plain_gradient = step(plain, plain_reference)
     torch.testing.assert_close(fast.losses, slow.losses, atol=1e-4, rtol=0)
     torch.testing.assert_close(fast.beta, slow.beta, atol=1e-4, rtol=0)
@@ -107,18 +111,18 @@ def test_a_hanorec_step_equals_the_plain_way(encoder, data):
     assert (gradient - plain_gradient).norm() / plain_gradient.norm() < 1e-3
 
 
-def test_features_computed_once_equal_features_computed_live(encoder, data, batch):
+def test_features_computed_once_equal_features_computed_live(backbone, images, data, batch):
     prompts, responses = batch
-    once = encoder_for(encoder.backbone, data.catalog, frozen=True)
+    once = CatalogImages(backbone, data.catalog.images, frozen=True)
     with torch.no_grad():
-        live = score(encoder, prompts, responses)
-        torch.testing.assert_close(score(once, prompts, responses), live, atol=1e-5, rtol=0)
+        live = score(backbone, images, prompts, responses)
+        torch.testing.assert_close(score(backbone, once, prompts, responses), live, atol=1e-5, rtol=0)
 
 
-def test_a_response_does_not_see_its_siblings(encoder, batch):
+def test_a_response_does_not_see_its_siblings(backbone, images, batch):
     prompts, responses = batch
-    together = score(encoder, prompts[1:2], [responses[1]])
-    reversed_ = score(encoder, prompts[1:2], [responses[1][::-1]])
+    together = score(backbone, images, prompts[1:2], [responses[1]])
+    reversed_ = score(backbone, images, prompts[1:2], [responses[1][::-1]])
     torch.testing.assert_close(together, reversed_.flip(0), atol=1e-5, rtol=0)
 
 
@@ -146,13 +150,13 @@ def test_responses_part_where_their_tokens_do():
     assert packed.attention_mask[0, 0, 4].tolist() == [True, True, False, False, True]
 
 
-def test_common_beginnings_are_scored_as_if_apart(encoder):
-    word = encoder.backbone.tokens
-    prompt = Prompt(word("Tide of ") + encoder.block(3), [3])
+def test_common_beginnings_are_scored_as_if_apart(backbone, images):
+    word = backbone.tokens
+    prompt = Prompt(word("Tide of ") + images.placeholders(3), [3])
     answers = [word(text) for text in ("Comet Dara", "Comet Dara, longer", "Comet", "Comet Bara", "Comet Dara")]
     with torch.no_grad():
-        together = score(encoder, [prompt], [answers])
-        apart = torch.cat([score(encoder, [prompt], [[answer]]) for answer in answers])
+        together = score(backbone, images, [prompt], [answers])
+        apart = torch.cat([score(backbone, images, [prompt], [[answer]]) for answer in answers])
     torch.testing.assert_close(together, apart, atol=1e-5, rtol=0)
     assert len(pack([prompt], [answers], pad=0).input_ids[0]) < len(prompt.ids) + sum(map(len, answers)) - len(answers)
 
@@ -168,22 +172,24 @@ def generators(seed: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(10 * seed + prompt) for prompt in range(3)]
 
 
-def test_a_prompts_noise_does_not_depend_on_its_neighbours(encoder, batch):
+def test_a_prompts_noise_does_not_depend_on_its_neighbours(backbone, images, batch):
     prompts, responses = batch
     with torch.no_grad():
-        together = score(encoder, prompts, responses, noise_std=0.5, generators=generators(1))
+        together = score(backbone, images, prompts, responses, noise_std=0.5, generators=generators(1))
         alone = [
-            score(encoder, [p], [r], noise_std=0.5, generators=[g])
+            score(backbone, images, [p], [r], noise_std=0.5, generators=[g])
             for p, r, g in zip(prompts, responses, generators(1))
         ]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=0)
 
 
-def test_noise_on_logits_is_reproducible_and_off_by_default(encoder, batch):
+def test_noise_on_logits_is_reproducible_and_off_by_default(backbone, images, batch):
     prompts, responses = batch
     with torch.no_grad():
-        clean, again = score(encoder, prompts, responses), score(encoder, prompts, responses)
-        noisy = [score(encoder, prompts, responses, noise_std=0.5, generators=generators(s)) for s in (1, 1, 2)]
+        clean, again = score(backbone, images, prompts, responses), score(backbone, images, prompts, responses)
+        noisy = [
+            score(backbone, images, prompts, responses, noise_std=0.5, generators=generators(s)) for s in (1, 1, 2)
+        ]
     assert torch.equal(clean, again)
     assert torch.equal(noisy[0], noisy[1]) and not torch.equal(noisy[0], noisy[2])
     assert not torch.allclose(noisy[0], clean, atol=1e-3)

@@ -1,4 +1,4 @@
-"""Runs: deterministic, resumable, careful with what is on disk; and the calibrated recipe's responsiveness."""
+"""Runs: deterministic, resumable, careful with what is on disk."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from hanorec.errors import DataError
-from hanorec.preference_losses import RunningResponsiveness
+from hanorec.losses import NotFiniteError, RunningResponsiveness
 from hanorec.training import checkpoints
-from hanorec.training.loop import Run, cosine_schedule, epoch_order, optimizer_for, total_steps
+from hanorec.training.loop import MicroBatch, Run, epoch_order
+from hanorec.training.optimization import adamw, clip_gradients, cosine_learning_rate, total_steps
 from hanorec.training.runs import open_run, read_config
 
 USERS = [f"user{i}" for i in range(10)]
@@ -37,28 +38,32 @@ def train(folder, *, stop_at=None, late_at=None, bad_at=None, **changes):
     torch.manual_seed(settings.seed)
     model = torch.nn.Linear(3, 1)
     total = total_steps(len(USERS), settings)
-    optimizer = optimizer_for(model, 0.1, 0.01)
-    schedule = cosine_schedule(optimizer, total, 0.2)
+    optimizer, scaler = adamw(model, 0.01), torch.amp.GradScaler("cpu", enabled=False)
     running = RunningResponsiveness()
     batches = []
-    with Run(settings, model, optimizer, schedule, total=total, running=running) as run:
-        for batch in run.steps(USERS, LENGTHS):
+    with Run(settings, model, optimizer, scaler, total=total, running=running) as run:
+        for batch in run.batches(USERS, LENGTHS):
             batches.append(batch)
+            for group in optimizer.param_groups:
+                group["lr"] = cosine_learning_rate(run.step, total, 0.1, 0.2)
             if stop_at and run.step == stop_at[0]:
                 os.kill(os.getpid(), stop_at[1])
             run.seed(batch)
             x = torch.rand(len(batch), 3) + torch.randn(1, generator=run.generator())
             loss = (model(x) - 1).square().mean()
-            if run.step == bad_at:
-                raise ValueError("logits give a log-probability that is not finite")
-            run.backward(loss)
-            run.update()
+            run.require_finite("loss", loss / 0 if run.step == bad_at else loss)
+            loss.backward()
+            clip_gradients(model, settings.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
             if run.step == late_at:
                 os.kill(os.getpid(), signal.SIGTERM)
             running(loss[None].detach())
-            run.log(loss=loss, scale=running.scale)
-            run.consider(lambda: ("quality", -float(model.weight.detach().abs().sum())))
-        run.finish(lambda f, weights: torch.save(weights, f / "model.pt"))
+            if run.should_log():
+                run.log({"loss": loss, **running.state_dict()})
+            if run.should_validate():
+                run.keep_if_best("quality", -float(model.weight.detach().abs().sum()))
+        run.finish(lambda f, weights, finished: torch.save(weights, f / "model.pt"))
     return batches
 
 
@@ -96,19 +101,31 @@ def test_a_step_over_the_token_budget_is_split(tmp_path):
     settings = options(tmp_path / "run", forward_tokens=20)
     open_run(settings, "sft")
     model = torch.nn.Linear(3, 1)
-    optimizer = optimizer_for(model, 0.1, 0.01)
-    run = Run(settings, model, optimizer, cosine_schedule(optimizer, 9, 0.2), total=9)
-    batch = next(run.steps(USERS, [12, 1, 9, 3, 3, 30, 2, 7, 4, 6]))
+    run = Run(settings, model, adamw(model, 0.01), torch.amp.GradScaler("cpu", enabled=False), total=9)
+    batch = next(run.batches(USERS, [12, 1, 9, 3, 3, 30, 2, 7, 4, 6]))
     run.lengths = [12, 1, 9, 3, 3, 30, 2, 7, 4, 6]
-    parts = run.parts([0, 2, 5, 7])  # of 12, 9, 30 and 7 tokens
-    assert parts == [
+    micro_batches = run.micro_batches([0, 2, 5, 7])  # of 12, 9, 30 and 7 tokens
+    assert micro_batches == [
         ([5], 0.25),
         ([0], 0.25),
-        ([2, 7], 0.5),
+        ([2, 7], 0.25),
     ]  # 30 alone is over the budget; 2 × 12 would be; 2 × 9 fits
-    for one in [batch, *run.steps(USERS, run.lengths)]:  # the last of an epoch is smaller, and counts as much
-        assert sorted(sum((part for part, _ in run.parts(one)), [])) == sorted(one)
-        assert sum(share for _, share in run.parts(one)) == pytest.approx(1)
+    for one in [batch, *run.batches(USERS, run.lengths)]:  # the last of an epoch is smaller, and counts as much
+        micro_batches = run.micro_batches(one)
+        assert sorted(sum((micro.indices for micro in micro_batches), [])) == sorted(one)
+        assert sum(micro.weight * len(micro.indices) for micro in micro_batches) == pytest.approx(1)
+
+
+def test_a_rank_with_nothing_to_do_gets_an_example_that_does_not_count(tmp_path, monkeypatch):
+    settings = options(tmp_path / "run")
+    open_run(settings, "sft")
+    model = torch.nn.Linear(3, 1)
+    run = Run(settings, model, adamw(model, 0.01), torch.amp.GradScaler("cpu", enabled=False), total=9)
+    run.lengths = LENGTHS
+    monkeypatch.setattr("hanorec.distributed.rank", lambda: 2)
+    monkeypatch.setattr("hanorec.distributed.world_size", lambda: 3)
+    assert run.micro_batches([4, 5]) == [MicroBatch([4], 0.0)]
+    assert run.micro_batches([4, 5, 6]) == [MicroBatch([6], 1 / 3)]
 
 
 def same_outcome(one, other):
@@ -132,10 +149,10 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path, step, numbe
     same_outcome(tmp_path / "whole", tmp_path / "halved")
 
 
-def test_a_signal_that_comes_after_a_steps_update_stops_after_the_next(tmp_path):
-    """What stops a run is agreed on with the gradients, so that no process waits for one that has gone."""
+def test_a_signal_that_comes_after_a_steps_update_stops_after_that_step(tmp_path):
+    """What stops a run is agreed on between steps, so that no rank waits for one that has gone."""
     train(tmp_path / "whole")
-    with pytest.raises(DataError, match="interrupted at step 5;"):
+    with pytest.raises(DataError, match="interrupted at step 4;"):
         train(tmp_path / "late", late_at=3)
     train(tmp_path / "late", resume=True)
     same_outcome(tmp_path / "whole", tmp_path / "late")
@@ -187,6 +204,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_last_good_state(t
     assert str(tmp_path / "run" / "checkpoint") in str(stopped.value)
     assert json.loads((tmp_path / "run" / "checkpoint" / "state.json").read_text())["step"] == 4
     train(tmp_path / "run", resume=True)  # without the fault it goes on from there
+
+
+def test_gradients_whose_norm_is_not_finite_are_an_error_except_to_a_float16_scaler():
+    model = torch.nn.Linear(3, 1)
+    model.weight.grad = torch.full((1, 3), math.inf)
+    with pytest.raises(NotFiniteError, match="gradients"):
+        clip_gradients(model, 1.0)
+    model.weight.grad = torch.full((1, 3), math.inf)
+    assert clip_gradients(model, 1.0, must_be_finite=False).isinf()
+    model.weight.grad = torch.tensor([[3.0, 0.0, 4.0]])
+    assert clip_gradients(model, 1.0).item() == 5.0  # the norm before; after it is 1
+    torch.testing.assert_close(model.weight.grad, torch.tensor([[0.6, 0.0, 0.8]]), atol=1e-5, rtol=0)
 
 
 def test_the_best_state_is_the_one_that_is_saved(tmp_path):
@@ -288,26 +317,7 @@ def test_what_is_no_finished_run_of_the_kind_is_an_error(tmp_path, content, mess
 
 
 def test_the_schedule_rises_then_falls_to_zero_along_a_cosine():
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
-    schedule = cosine_schedule(optimizer, 12, 1 / 6)
-    rates = []
-    for _ in range(12):
-        rates.append(schedule.get_last_lr()[0])
-        optimizer.step()
-        schedule.step()
+    rates = [cosine_learning_rate(step, 12, 2.0, 1 / 6) for step in range(12)]
     assert rates[:2] == [1.0, 2.0] and rates[2] == 2.0
     assert rates[7] == pytest.approx(1.0)  # half way down: (7 - 2) / 10
     assert rates[11] == pytest.approx(1 + math.cos(0.9 * math.pi))
-
-
-def test_running_responsiveness_worked_by_hand():
-    """Gaps 1, 2, 3, 10: mean size 4, trimmed mean 2.5. First call: s = 4, η = σ(0.625)/σ(1) = 0.65135/0.73106.
-
-    Then gaps 0, 0, 0, 0: s = 0.9 · 4 = 3.6, η = σ(0)/σ(1) = 0.68394. Never below σ(−1)/σ(1) = 0.36788.
-    """
-    running = RunningResponsiveness()
-    assert running(torch.tensor([1.0, 2.0, 3.0, 10.0])).item() == pytest.approx(0.89097, abs=1e-4)
-    assert running(torch.zeros(4)).item() == pytest.approx(0.68394, abs=1e-4)
-    assert running.scale == pytest.approx(3.6)
-    assert running(torch.full((4,), -1e6)).item() >= math.exp(-1) - 1e-6
-    assert RunningResponsiveness()(torch.zeros(2)).isfinite()

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from hanorec.models.images import ImageEncoder
+from hanorec.models.backbone import Backbone
+from hanorec.models.images import CatalogImages
 from hanorec.models.packing import Packed, Prompt, packed_inputs
 from hanorec.models.scoring import logits_at, pack_for
 
@@ -58,7 +59,7 @@ class Trie:
         return nodes[1:]
 
 
-class Beginning(NamedTuple):
+class Prefix(NamedTuple):
     """Of titles, to be read on. The longest is the least, and among them the likeliest: whatever is above the target
     has to be read anyway, unless enough whole titles are found before."""
 
@@ -81,12 +82,12 @@ class Search:
         along = np.cumsum(logps[np.arange(len(target)), list(target)], dtype=np.float64)
         self.floor = float(along[-1])
         self.ahead, self.tied = 0, sum(map(allowed, trie.items[path[-1]]))
-        self.open: list[Beginning] = []
+        self.open: list[Prefix] = []
         for place, node in enumerate([0, *path[:-1]]):
             before = float(along[place - 1]) if place else 0.0
-            self.read(Beginning(-place, -before, node, tuple(target[:place])), logps[place], followed=path[place])
+            self.read(Prefix(-place, -before, node, tuple(target[:place])), logps[place], followed=path[place])
 
-    def read(self, beginning: Beginning, logps: np.ndarray, followed: int = -1) -> None:
+    def read(self, beginning: Prefix, logps: np.ndarray, followed: int = -1) -> None:
         """Take in the next-token log-probabilities [V] after a beginning. followed: the child that is known already."""
         tokens, children = self.trie.below(beginning.node)
         totals = logps[tokens].astype(np.float64) - beginning.cost
@@ -99,16 +100,17 @@ class Search:
                 self.tied += ending
             if self.trie.children[child]:
                 longer = (*beginning.tokens, int(tokens[k]))
-                heapq.heappush(self.open, Beginning(-len(longer), -float(totals[k]), child, longer))
+                heapq.heappush(self.open, Prefix(-len(longer), -float(totals[k]), child, longer))
 
-    def next(self, number: int) -> list[Beginning]:
+    def next(self, number: int) -> list[Prefix]:
         """The beginnings to read next; none where the target's place is known."""
         return [heapq.heappop(self.open) for _ in range(min(number, len(self.open)))] if self.ahead < DEPTH else []
 
 
 @torch.no_grad()
 def places(
-    encoder: ImageEncoder,
+    backbone: Backbone,
+    images: CatalogImages,
     prompts: Sequence[Prompt],
     targets: Sequence[Sequence[int]],
     trie: Trie,
@@ -121,9 +123,9 @@ def places(
     for the target itself.
     """
     cache, start = DynamicCache(), max(len(prompt.ids) for prompt in prompts)
-    packed = pack_for(encoder, prompts, [[target] for target in targets])
-    images = encoder.outputs([item for prompt in prompts for item in prompt.images])
-    logps = iter(_next_logps(encoder, packed, packed.row, packed.column, cache, 0, images))
+    packed = pack_for(backbone, images, prompts, [[target] for target in targets])
+    features = images.outputs(backbone, [item for prompt in prompts for item in prompt.images])
+    logps = iter(_next_logps(backbone, packed, packed.row, packed.column, cache, 0, features))
     searches = [
         Search(trie, target, np.stack([next(logps) for _ in target]), test) for target, test in zip(targets, allowed)
     ]
@@ -135,13 +137,13 @@ def places(
         rows = [row for row, beginnings in enumerate(chosen) if beginnings]
         if len(rows) < len(active):
             active, chosen = [active[row] for row in rows], [chosen[row] for row in rows]
-            cache.batch_select_indices(torch.tensor(rows, device=encoder.backbone.device, dtype=torch.long))
+            cache.batch_select_indices(torch.tensor(rows, device=backbone.device, dtype=torch.long))
         if active:
             # A last token is never read, so each beginning gets one more: what is predicted there is what is asked.
             answers = [[(*beginning.tokens, 0) for beginning in beginnings] for beginnings in chosen]
-            packed = pack_for(encoder, [prompts[b] for b in active], answers, start=start)
+            packed = pack_for(backbone, images, [prompts[b] for b in active], answers, start=start)
             ends = torch.tensor([len(answer) for some in answers for answer in some]).cumsum(0) - 1
-            logps = iter(_next_logps(encoder, packed, packed.row[ends], packed.column[ends], cache, start, {}))
+            logps = iter(_next_logps(backbone, packed, packed.row[ends], packed.column[ends], cache, start, {}))
             for b, beginnings in zip(active, chosen):
                 for beginning in beginnings:
                     searches[b].read(beginning, next(logps))
@@ -149,10 +151,9 @@ def places(
 
 
 def _next_logps(
-    encoder: ImageEncoder, packed: Packed, row: Tensor, column: Tensor, cache: DynamicCache, first: int, images: dict
+    backbone: Backbone, packed: Packed, row: Tensor, column: Tensor, cache: DynamicCache, first: int, features: dict
 ) -> np.ndarray:
     """Next-token log-probabilities at these positions, [positions, V]; columns before `first` are in the cache."""
-    backbone = encoder.backbone
     inputs = packed_inputs(packed, backbone.layout, backbone.device, backbone.compute, first)
-    logits = logits_at(backbone, row, column - first, **inputs, **images, past_key_values=cache, use_cache=True)
+    logits = logits_at(backbone, row, column - first, **inputs, **features, past_key_values=cache, use_cache=True)
     return logits.float().log_softmax(-1).cpu().numpy()

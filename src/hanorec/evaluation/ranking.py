@@ -3,7 +3,7 @@
 In: examples and something that scores their candidates (the model, or a baseline). Out: what a model answered
 (`Answers`) and, from it, one number a user and metric. A response's score is the log-probability of the whole
 title and its end, so no title wins because it is the beginning of another. Candidates are the example's own, or the
-whole catalogue (`Everything`).
+whole catalogue (`FullCatalog`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from hanorec.data.examples import Example
 from hanorec.errors import DataError
 from hanorec.evaluation import catalog_ranking as full_ranking
 from hanorec.evaluation import metrics
+from hanorec.models.backbone import Backbone
 from hanorec.models.prompts import Prompts
 from hanorec.models.scoring import batches, score
 
@@ -42,7 +43,7 @@ class Answers(NamedTuple):
         return Answers(*(None if part is None else part[rows] for part in self))
 
 
-class Everything:
+class FullCatalog:
     """The whole catalogue as candidates: every item of `pool` that the user has not chosen, and the target."""
 
     def __init__(self, pool: np.ndarray):
@@ -57,17 +58,17 @@ class Everything:
         return (*example.targets, *(self.pool - example.seen - set(example.targets)))
 
 
-def ask_scorer(
+def answer_with_scorer(
     scorer: Callable[[Example], np.ndarray],
     examples: Sequence[Example],
     task: str,
-    everything: Everything | None = None,
+    full_catalog: FullCatalog | None = None,
 ) -> Answers:
     """The answers of a baseline or oracle, which scores an example's candidates. In top-3 lists ties fall at random."""
-    if everything is not None:  # one user's candidates at a time: all users' would not fit
+    if full_catalog is not None:  # one user's candidates at a time: all users' would not fit
         places = []
         for example in examples:
-            scores = scorer(replace(example, candidates=everything.candidates(example)))
+            scores = scorer(replace(example, candidates=full_catalog.candidates(example)))
             places.append([part[0] for part in metrics.positions(scores[None], [0])])
         return Answers(places=np.array(places))
     scores = np.stack([scorer(example) for example in examples])
@@ -80,38 +81,39 @@ def ask_scorer(
 
 
 @torch.no_grad()
-def ask_model(
+def answer_with_model(
+    backbone: Backbone,
     prompts: Prompts,
     examples: Sequence[Example],
     *,
     forward_tokens: int = 8192,
-    everything: Everything | None = None,
+    full_catalog: FullCatalog | None = None,
     progress: str = "",
 ) -> Answers:
     """The answers of the model, noise and dropout off; a forward takes `forward_tokens` tokens at most.
 
     Top-3 lists are written one place after the other: the likeliest title, then the likeliest after it, …
     """
-    model = prompts.encoder.backbone.model
+    model = backbone.model
     was_training = model.training
     model.eval()
-    if everything is not None and prompts.encoder.backbone.layout.plain:
-        raise DataError(f"--candidates all: needs packed responses, but {prompts.encoder.backbone.layout.plain}")
-    if everything is None:
+    if full_catalog is not None and backbone.layout.plain:
+        raise DataError(f"--candidates all: needs packed responses, but {backbone.layout.plain}")
+    if full_catalog is None:
         lengths = [prompts.length(e, [prompts.name([item]) for item in e.candidates]) for e in examples]
-        ask = _ask_batch
+        answer_batch = _answer_batch
     else:
         lengths = [2 * prompts.length(e, ()) for e in examples]  # what the search reads comes on top
-        titles = everything.pool.union(*(e.targets for e in examples))
+        titles = full_catalog.pool.union(*(e.targets for e in examples))
         trie = full_ranking.Trie({item: prompts.name([item]) for item in sorted(titles)})
-        ask = partial(_ask_everything, trie=trie, everything=everything)
+        answer_batch = partial(_rank_full_catalog, trie=trie, full_catalog=full_catalog)
     parts = batches(lengths, forward_tokens)
     quiet = not progress or not distributed.is_main_process()
     with tqdm(total=len(examples), desc=progress, unit="user", disable=quiet, leave=False) as bar:
 
         def answer(batch: list[int]) -> Answers:
             bar.update(distributed.world_size() * len(batch))
-            return ask(prompts, [examples[i] for i in batch])
+            return answer_batch(backbone, prompts, [examples[i] for i in batch])
 
         answers = distributed.map_over_ranks(answer, parts)
     model.train(was_training)
@@ -119,35 +121,49 @@ def ask_model(
     return whole.take(np.argsort(np.concatenate(parts)))
 
 
-def _ask_everything(
-    prompts: Prompts, examples: Sequence[Example], *, trie: full_ranking.Trie, everything: Everything
+def validate(
+    backbone: Backbone, prompts: Prompts, examples: Sequence[Example], forward_tokens: int
+) -> tuple[str, float]:
+    """The measure that the best state is chosen by, and its value on held-out examples."""
+    measure = MAIN_MEASURE[prompts.task]
+    answers = answer_with_model(backbone, prompts, examples, forward_tokens=forward_tokens)
+    return measure, point_measures(prompts.task, answers, examples)[measure]
+
+
+def _rank_full_catalog(
+    backbone: Backbone,
+    prompts: Prompts,
+    examples: Sequence[Example],
+    *,
+    trie: full_ranking.Trie,
+    full_catalog: FullCatalog,
 ) -> Answers:
     asked = [prompts.prompt(example) for example in examples]
     targets = [prompts.chosen(example) for example in examples]
-    counts = [everything.counts(example) for example in examples]
-    return Answers(places=np.column_stack(full_ranking.places(prompts.encoder, asked, targets, trie, counts)))
+    counts = [full_catalog.counts(example) for example in examples]
+    return Answers(places=np.column_stack(full_ranking.places(backbone, prompts.images, asked, targets, trie, counts)))
 
 
-def _ask_batch(prompts: Prompts, examples: Sequence[Example]) -> Answers:
+def _answer_batch(backbone: Backbone, prompts: Prompts, examples: Sequence[Example]) -> Answers:
     if prompts.task == "yesno":
         both = [[prompts.answers["Yes"], prompts.answers["No"]] for _ in examples]
-        yes, no = _scores(prompts, [prompts.prompt(example) for example in examples], both).T
+        yes, no = _scores(backbone, prompts, [prompts.prompt(example) for example in examples], both).T
         return Answers(scores=(1 / (1 + np.exp(np.clip(no - yes, -700, 700))))[:, None], hard=(yes > no).astype(int))
     if prompts.task == "next":
         responses = [[prompts.name([item]) for item in example.candidates] for example in examples]
-        return Answers(scores=_scores(prompts, [prompts.prompt(example) for example in examples], responses))
+        return Answers(scores=_scores(backbone, prompts, [prompts.prompt(example) for example in examples], responses))
     lists = np.empty((len(examples), 0), dtype=int)
     for place in range(3):
         left = [[item for item in e.candidates if item not in taken] for e, taken in zip(examples, lists)]
         asked = [prompts.prompt(example, taken) for example, taken in zip(examples, lists)]
         responses = [[prompts.name([item], last=place == 2) for item in items] for items in left]
-        best = _scores(prompts, asked, responses).argmax(axis=1)
+        best = _scores(backbone, prompts, asked, responses).argmax(axis=1)
         lists = np.column_stack([lists, [items[b] for items, b in zip(left, best)]])
     return Answers(lists=lists)
 
 
-def _scores(prompts: Prompts, asked: list, responses: list) -> np.ndarray:
-    return score(prompts.encoder, asked, responses).view(len(asked), -1).double().cpu().numpy()
+def _scores(backbone: Backbone, prompts: Prompts, asked: list, responses: list) -> np.ndarray:
+    return score(backbone, prompts.images, asked, responses).view(len(asked), -1).double().cpu().numpy()
 
 
 def user_measures(task: str, answers: Answers, examples: Sequence[Example]) -> dict[str, np.ndarray]:

@@ -1,8 +1,8 @@
-"""A catalogue's images as a backbone sees them: each item's placeholder tokens, and the features in their place.
+"""A catalogue's images as a backbone sees them: placeholder token ids for a prompt, and the features in their place.
 
-In: a `Backbone` and the catalogue's image files. Out: an `ImageEncoder`. Where vision tower and connector are frozen,
-every image is opened, resized and encoded once and its features are kept on disk; where they train, it is opened and
-resized once, and each distinct image of a batch is encoded once.
+In: a `Backbone` and the catalogue's image files. Out: `CatalogImages`. Where vision tower and connector are frozen,
+every image is opened, resized and encoded once and its features are kept on disk; where they train, every image is
+opened and resized once, and each distinct image of a micro-batch is encoded once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -26,17 +28,26 @@ from hanorec.cache import cached, weights_fingerprint
 from hanorec.data.catalog import content_fingerprint, load_image
 from hanorec.models.backbone import Backbone
 
-TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")  # the rest is the images'
+TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")  # the other inputs are the images'
 LANGUAGE = re.compile(r"language_model|text_model|lm_head")  # the weights that images do not pass through
-SHARD = 512  # images a cache file holds, and the most that are in memory before they are encoded
-TOGETHER = 32  # images a forward of the vision tower takes
+SHARD_SIZE = 512  # images in a cache file, and the most that are in memory before they are encoded
+VISION_BATCH = 32  # images in a forward of the vision tower
 
 
-class ImageEncoder:
-    """Each item's placeholder tokens, and the features that take their place.
+class Processed(NamedTuple):
+    """What the processor makes of one image; all empty for an item without one."""
 
-    images: a file, an image or None for every item. frozen: the vision tower does not train, so that features can be
-    computed once and kept in the folder `cache`. pixels: larger images are scaled down to so many.
+    placeholders: list[int] = []
+    pixels: dict[str, Tensor] = {}
+    grid: Tensor | None = None  # [1, 3]: patches in time, height and width, in families that count them
+
+
+class CatalogImages:
+    """The images of a catalogue, ready to stand in prompts.
+
+    images: a file, an image or None for every item. frozen: the vision tower does not train, so that features are
+    computed once; if all images are files, they are kept in the folder `cache`. pixels: larger images are scaled down
+    to that many.
     """
 
     def __init__(
@@ -49,116 +60,136 @@ class ImageEncoder:
         pixels: int | None = None,
         progress: bool = True,
     ):
-        self.backbone, self.frozen, self.pixels = backbone, frozen, pixels
-        self.blocks: list[list[int]] = []  # placeholder ids of each item; empty: an item without an image
-        self.held: list = []  # of each item its features [tokens, width], or while the tower trains its pixels
-        self.grid: list[
-            Tensor | None
-        ] = []  # of each item [1, 3], its patches in time, height and width, if it has them
-        self.listed = True  # whether the model takes features as a list of tensors, or as one tensor
-        self.source = list(range(len(images)))  # which item's image stands for an item
-        self.fingerprint = ""  # of the features, where they are frozen and their images are files
+        self.frozen, self.pixels = frozen, pixels
+        self.blocks: list[list[int]] = []  # each item's placeholder ids; empty for an item without an image
+        self.contents: list = []  # each item's features [tokens, width], or its pixels while the vision tower trains
+        self.patch_grids: list[Tensor | None] = []  # each item's `Processed.grid`
+        self.as_list = True  # whether the model takes features as a list of tensors, or as one tensor
+        self.source = list(range(len(images)))  # the item whose image stands for an item, see `set_modality`
+        self.fingerprint = ""  # of frozen features whose images are files
         with tqdm(total=len(images), desc="images", unit="image", disable=not progress, leave=False) as bar:
             if frozen:
-                files = all(image is None or isinstance(image, Path) for image in images)
-                made_from = self._made_from() if files else ""
-                shards = [images[start : start + SHARD] for start in range(0, len(images), SHARD)]
-                keys = [content_fingerprint(made_from, *shard) if files else "" for shard in shards]
-                cache = cache if files else None
-                if cache and distributed.world_size() > 1:  # each makes its share, then all read everything
-                    distributed.map_over_ranks(
-                        lambda one: self._shard(*one, cache, bar) and None, list(zip(shards, keys))
-                    )
-                for shard, key in zip(shards, keys):
-                    self._add(*self._shard(shard, key, cache, bar))
-                    self.fingerprint = content_fingerprint(self.fingerprint, key)
+                self._add_frozen(backbone, images, cache, bar)
             else:
-                self._add(*zip(*(self._process(self._opened(image, bar)) for image in images)))
+                self._add(*zip(*(self._process(backbone, self._open(image, bar)) for image in images)))
         broken = sum(image is not None and not block for image, block in zip(images, self.blocks))
         if broken:
             warnings.warn(f"{broken} of {len(images)} items are treated as without image: broken file", stacklevel=2)
 
-    def _add(self, blocks: Sequence[list[int]], held: Sequence, grid: Sequence) -> None:
+    # what prompts and forwards ask for
+
+    def placeholders(self, item: int) -> list[int]:
+        """The placeholder token ids of an item's image; empty where it has none."""
+        return self.blocks[self.source[item]]
+
+    def features(self, backbone: Backbone, items: Sequence[int]) -> list[Tensor]:
+        """The image features of each of `items`, [tokens, width]; every item must have an image.
+
+        Where a model adds features in later layers too (Qwen3-VL), these stand beside the first ones: the width is
+        then a multiple of the model's. Differentiable while the vision tower trains.
+        """
+        indices = [self.source[item] for item in items]
+        if self.frozen:
+            return [self.contents[index] for index in indices]
+        distinct = sorted(set(indices))
+        pixels, blocks = [self.contents[index] for index in distinct], [self.blocks[index] for index in distinct]
+        encoded = dict(zip(distinct, self._encode(backbone, pixels, blocks)))
+        return [encoded[index] for index in indices]
+
+    def outputs(self, backbone: Backbone, items: Sequence[int]) -> dict:
+        """The features of `items`, one after the other, as a keyword argument of the model's forward."""
+        if not items:
+            return {}
+        features = torch.cat(self.features(backbone, items)).to(backbone.device)
+        main, *deeper = features.split(backbone.width, dim=1)
+        ready = BaseModelOutputWithPooling(pooler_output=[main] if self.as_list else main)  # type: ignore[arg-type]
+        if deeper:
+            ready.deepstack_features = [[level] for level in deeper]
+        return {"mm_encoder_outputs": {"image": ready}}
+
+    def grids(self, items: Sequence[int]) -> Tensor | None:
+        """The patch grids of the images of `items`, [images, 3]; None in families without them."""
+        grids = [self.patch_grids[self.source[item]] for item in items]
+        known = [grid for grid in grids if grid is not None]
+        return torch.cat(known) if known else None
+
+    def set_modality(self, backbone: Backbone, modality: str, rng: np.random.Generator | None = None) -> None:
+        """Choose what stands for each item's image from now on: "full", its own; "blank", one grey image, so that what
+        remains is what the model knows without looking; "shuffled", another item's, right in kind and wrong in content
+        (rng decides whose)."""
+        self.source = list(range(len(self.source)))
+        shown = [item for item in self.source if self.blocks[item]]
+        if modality == "blank":
+            grey = self._process(backbone, Image.new("RGB", (256, 256), (128, 128, 128)))
+            with torch.no_grad():
+                content = self._encode(backbone, [grey.pixels], [grey.placeholders])[0].cpu()
+            self._add([grey.placeholders], [content if self.frozen else grey.pixels], [grey.grid])
+            for item in shown:
+                self.source[item] = len(self.contents) - 1
+        elif modality == "shuffled" and rng is not None:
+            order = rng.permutation(shown).tolist()
+            for here, there in zip(order, [*order[1:], *order[:1]]):  # one cycle: no image stays
+                self.source[here] = there
+
+    # how they are made
+
+    def _add(self, blocks: Sequence[list[int]], contents: Sequence, grids: Sequence) -> None:
         self.blocks += blocks
-        self.held += held
-        self.grid += grid
+        self.contents += contents
+        self.patch_grids += grids
 
-    def _process(self, image: Image.Image | None) -> tuple[list[int], dict[str, Tensor] | None, Tensor | None]:
-        """Placeholder ids, pixels and grid of an image, as the processor makes them."""
-        if image is None:
-            return [], None, None
-        backbone = self.backbone
-        inputs = self._ask(image)
-        block = inputs["input_ids"][0].tolist()
-        if "batch_num_images" in inputs:  # LLaVA-OneVision sees an image among others otherwise than one alone
-            inputs = self._ask(image, image)
-            block = inputs["input_ids"][0].tolist()
-            block = block[: len(block) // 2]
-            inputs = {name: value[:1] for name, value in inputs.items()}
-        if backbone.processor.chat_template is None:  # then what is written around placeholders is a whole text's
-            block = [id for id in block if id == backbone.layout.image_token]
-        wanted = inspect.signature(backbone.model.get_image_features).parameters
-        pixels = {name: value for name, value in inputs.items() if name not in TEXT_INPUTS and name in wanted}
-        return block, pixels, pixels.get("image_grid_thw")
+    def _add_frozen(self, backbone: Backbone, images: Sequence, cache: Path | None, bar: tqdm) -> None:
+        files = all(image is None or isinstance(image, Path) for image in images)
+        made_from = features_made_from(backbone, self.pixels) if files else ""
+        shards = [images[start : start + SHARD_SIZE] for start in range(0, len(images), SHARD_SIZE)]
+        keys = [content_fingerprint(made_from, *shard) if files else "" for shard in shards]
+        cache = cache if files else None
+        if cache and distributed.world_size() > 1:  # every rank makes its share, then all read everything
 
-    def _ask(self, *images: Image.Image) -> dict[str, Tensor]:
-        """What the processor makes of a text that is these images."""
-        text = self.backbone.image_text * len(images)
-        return dict(
-            self.backbone.processor(text=[text], images=[list(images)], add_special_tokens=False, return_tensors="pt")
-        )
+            def make(shard_and_key: tuple[Sequence, str]) -> None:
+                shard, key = shard_and_key
+                self._shard(backbone, shard, key, cache, bar)
 
-    def _shard(self, images: Sequence, key: str, cache: Path | None, bar: tqdm) -> tuple[list, list, list]:
-        """Blocks, features and grids of some images, from the cache if it has them under this fingerprint."""
+            distributed.map_over_ranks(make, list(zip(shards, keys)))
+        for shard, key in zip(shards, keys):
+            self._add(*self._shard(backbone, shard, key, cache, bar))
+            self.fingerprint = content_fingerprint(self.fingerprint, key)
+
+    def _shard(
+        self, backbone: Backbone, images: Sequence, key: str, cache: Path | None, bar: tqdm
+    ) -> tuple[list, list, list]:
+        """Placeholders, features and grids of some images, from the cache if it has them under this fingerprint."""
 
         def make() -> dict[str, Tensor]:
             blocks, features, grids = [], [], []
-            for start in range(0, len(images), TOGETHER):
-                some, pixels, grid = zip(
-                    *(self._process(self._opened(i, bar)) for i in images[start : start + TOGETHER])
-                )
-                blocks += some
-                grids += [one for one in grid if one is not None]
+            for start in range(0, len(images), VISION_BATCH):
+                opened = [self._open(image, bar) for image in images[start : start + VISION_BATCH]]
+                processed = [self._process(backbone, image) for image in opened]
+                blocks += [one.placeholders for one in processed]
+                grids += [one.grid for one in processed if one.grid is not None]
+                with_image = [one for one in processed if one.placeholders]
                 with torch.no_grad():
-                    features += self._encode([p for p in pixels if p is not None], [b for b in some if b])
+                    pixels, placeholders = [o.pixels for o in with_image], [o.placeholders for o in with_image]
+                    features += self._encode(backbone, pixels, placeholders)
             made = {
                 "block_lengths": torch.tensor([len(block) for block in blocks]),
                 "block_ids": torch.tensor([id for block in blocks for id in block], dtype=torch.long),
-                "listed": torch.tensor(self.listed),
+                "listed": torch.tensor(self.as_list),
             }
             made |= {"features": torch.cat(features).cpu()} if features else {}
             return made | ({"grids": torch.cat(grids)} if grids else {})
 
         made = cached(cache, "images", key, make)
-        self.listed = bool(made["listed"])
+        self.as_list = bool(made["listed"])
         blocks = [ids.tolist() for ids in made["block_ids"].split(made["block_lengths"].tolist())]
-        features = iter(made["features"].split([self._tokens(b) for b in blocks if b]) if "features" in made else ())
+        sizes = [block.count(backbone.layout.image_token) for block in blocks if block]
+        features = iter(made["features"].split(sizes) if "features" in made else ())
         grids = iter(made["grids"].split(1) if "grids" in made else ())
-        held = [next(features) if block else None for block in blocks]
-        return blocks, held, [next(grids, None) if block else None for block in blocks]
+        contents = [next(features) if block else None for block in blocks]
+        return blocks, contents, [next(grids, None) if block else None for block in blocks]
 
-    def _tokens(self, block: list[int]) -> int:
-        """How many features a block has room for."""
-        return block.count(self.backbone.layout.image_token)
-
-    def _made_from(self) -> str:
-        """Of all that turns an image file into placeholders and features: the weights outside the language model,
-        what the model's and the processor's settings say, and the vocabulary."""
-        backbone = self.backbone
-        weights = {_plain(name): value for name, value in backbone.model.state_dict().items()}
-        settings = backbone.model.config.to_diff_dict()
-        for aside in ("text_config", "_name_or_path", "transformers_version"):
-            settings.pop(aside, None)
-        return content_fingerprint(
-            weights_fingerprint({name: value for name, value in weights.items() if not LANGUAGE.search(name)}),
-            json.dumps(settings, sort_keys=True, default=str),
-            json.dumps(backbone.processor.to_dict(), sort_keys=True, default=str),
-            json.dumps(backbone.processor.tokenizer.get_vocab(), sort_keys=True),
-            f"{self.pixels} pixels, {backbone.compute}",
-        )
-
-    def _opened(self, image: Path | Image.Image | None, bar: tqdm) -> Image.Image | None:
-        """The image itself, no larger than `pixels`."""
+    def _open(self, image: Path | Image.Image | None, bar: tqdm) -> Image.Image | None:
+        """The image itself, of at most `pixels` pixels."""
         bar.update()
         image = load_image(image) if isinstance(image, Path) else image
         if image is not None and self.pixels and image.width * image.height > self.pixels:
@@ -166,74 +197,68 @@ class ImageEncoder:
             image = image.resize((max(1, int(image.width * factor)), max(1, int(image.height * factor))))
         return image
 
-    def block(self, item: int) -> list[int]:
-        """The placeholder token ids of an item's image; empty where it has none."""
-        return self.blocks[self.source[item]]
+    def _process(self, backbone: Backbone, image: Image.Image | None) -> Processed:
+        """Placeholder ids, pixels and grid of an image, as the processor makes them."""
+        if image is None:
+            return Processed()
+        inputs = call_processor(backbone, image)
+        block = inputs["input_ids"][0].tolist()
+        if "batch_num_images" in inputs:  # LLaVA-OneVision sees one image among others otherwise than one alone
+            inputs = call_processor(backbone, image, image)
+            block = inputs["input_ids"][0].tolist()
+            block = block[: len(block) // 2]
+            inputs = {name: value[:1] for name, value in inputs.items()}
+        if backbone.processor.chat_template is None:  # then what surrounds the placeholders belongs to a whole text
+            block = [id for id in block if id == backbone.layout.image_token]
+        accepted = inspect.signature(backbone.model.get_image_features).parameters
+        pixels = {name: value for name, value in inputs.items() if name not in TEXT_INPUTS and name in accepted}
+        return Processed(block, pixels, pixels.get("image_grid_thw"))
 
-    def look(self, modality: str, rng=None) -> None:
-        """What stands for each item's image from now on: "full", its own; "blank", one grey image, so that what
-        remains is what the model knows without looking; "shuffled", another item's, right in kind and wrong in
-        content (rng: a numpy Generator)."""
-        self.source = list(range(len(self.source)))
-        shown = [item for item in self.source if self.blocks[item]]
-        if modality == "blank":
-            block, pixels, grid = self._process(Image.new("RGB", (256, 256), (128, 128, 128)))
-            with torch.no_grad():
-                self._add([block], [self._encode([pixels], [block])[0].cpu() if self.frozen else pixels], [grid])
-            for item in shown:
-                self.source[item] = len(self.held) - 1
-        elif modality == "shuffled":
-            order = rng.permutation(shown).tolist()
-            for here, there in zip(order, [*order[1:], *order[:1]]):  # one cycle: no image stays
-                self.source[here] = there
-
-    def outputs(self, items: list[int]) -> dict:
-        """The features of `items`, one after the other, as a keyword argument of the model's forward."""
-        if not items:
-            return {}
-        features = torch.cat(self.each(items)).to(self.backbone.device)
-        main, *deeper = features.split(self.backbone.width, dim=1)  # deeper: what Qwen3-VL adds in later layers
-        ready = BaseModelOutputWithPooling(pooler_output=[main] if self.listed else main)
-        if deeper:
-            ready.deepstack_features = [[level] for level in deeper]
-        return {"mm_encoder_outputs": {"image": ready}}
-
-    def grids(self, items: list[int]) -> Tensor | None:
-        """The grids of `items`' images, [images, 3]; None where there are none."""
-        found = [self.grid[self.source[item]] for item in items]
-        return torch.cat(found) if found and found[0] is not None else None
-
-    def grid_inputs(self, items: list[int]) -> dict[str, Tensor]:
-        """The same as a keyword argument of a forward that computes positions itself."""
-        grids = self.grids(items)
-        return {} if grids is None else {"image_grid_thw": grids.to(self.backbone.device)}
-
-    def each(self, items: list[int]) -> list[Tensor]:
-        """The image features of each of `items`, [tokens, width]; all must have an image. Where a model adds features
-        in later layers too, these stand beside the first ones: a multiple of `width`."""
-        indices = [self.source[item] for item in items]
-        if self.frozen:
-            return [self.held[index] for index in indices]
-        distinct = sorted(set(indices))
-        pixels, blocks = [self.held[index] for index in distinct], [self.blocks[index] for index in distinct]
-        encoded = dict(zip(distinct, self._encode(pixels, blocks)))
-        return [encoded[index] for index in indices]
-
-    def _encode(self, pixels: Sequence[dict[str, Tensor]], blocks: Sequence[list[int]]) -> list[Tensor]:
-        """One [tokens, width] an image; images whose tensors have one shape go through the tower together."""
-        groups: dict[tuple, list[int]] = {}
+    def _encode(
+        self, backbone: Backbone, pixels: Sequence[dict[str, Tensor]], blocks: Sequence[list[int]]
+    ) -> list[Tensor]:
+        """Features [tokens, width] of each image; images whose tensors have one shape share a forward of the tower."""
+        same_shape: dict[tuple, list[int]] = {}
         for number, one in enumerate(pixels):
-            groups.setdefault(tuple(value.shape[1:] for value in one.values()), []).append(number)
+            same_shape.setdefault(tuple(value.shape[1:] for value in one.values()), []).append(number)
         encoded: dict[int, Tensor] = {}
-        model, device = self.backbone.model, self.backbone.device
-        for group in groups.values():
-            inputs = {name: torch.cat([pixels[n][name] for n in group]).to(device) for name in pixels[group[0]]}
-            outputs = model.get_image_features(**inputs, return_dict=True)
-            self.listed = not isinstance(outputs.pooler_output, Tensor)
+        for group in same_shape.values():
+            inputs = {
+                name: torch.cat([pixels[n][name] for n in group]).to(backbone.device) for name in pixels[group[0]]
+            }
+            outputs = backbone.model.get_image_features(**inputs, return_dict=True)
+            self.as_list = not isinstance(outputs.pooler_output, Tensor)
             levels = [outputs.pooler_output, *(getattr(outputs, "deepstack_features", None) or ())]
             features = torch.cat([_rows(level) for level in levels], dim=1)
-            encoded.update(zip(group, features.split([self._tokens(blocks[n]) for n in group])))
+            encoded.update(zip(group, features.split([blocks[n].count(backbone.layout.image_token) for n in group])))
         return [encoded[number] for number in range(len(pixels))]
+
+
+def call_processor(backbone: Backbone, *images: Image.Image) -> dict[str, Tensor]:
+    """What the processor makes of a text that consists of these images."""
+    text = backbone.image_text * len(images)
+    return dict(backbone.processor(text=[text], images=[list(images)], add_special_tokens=False, return_tensors="pt"))
+
+
+def features_made_from(backbone: Backbone, pixels: int | None) -> str:
+    """The fingerprint of all that turns an image file into placeholders and features: the weights outside the language
+    model, the model's and the processor's settings, and the vocabulary."""
+    weights = {_without_peft(name): value for name, value in backbone.model.state_dict().items()}
+    settings = backbone.model.config.to_diff_dict()
+    for irrelevant in ("text_config", "_name_or_path", "transformers_version"):
+        settings.pop(irrelevant, None)
+    return content_fingerprint(
+        weights_fingerprint({name: value for name, value in weights.items() if not LANGUAGE.search(name)}),
+        json.dumps(settings, sort_keys=True, default=str),
+        json.dumps(backbone.processor.to_dict(), sort_keys=True, default=str),
+        json.dumps(backbone.processor.tokenizer.get_vocab(), sort_keys=True),
+        f"{pixels} pixels, {backbone.compute}",
+    )
+
+
+def vision_trains(model: torch.nn.Module) -> bool:
+    """Whether anything besides the language model trains, so that features change from step to step."""
+    return any(p.requires_grad and not LANGUAGE.search(name) for name, p in model.named_parameters())
 
 
 def _rows(features: Tensor | Sequence[Tensor]) -> Tensor:
@@ -242,11 +267,6 @@ def _rows(features: Tensor | Sequence[Tensor]) -> Tensor:
     return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
 
 
-def vision_trains(model: torch.nn.Module) -> bool:
-    """Whether anything besides the language model trains, so that features change from step to step."""
-    return any(p.requires_grad and not LANGUAGE.search(name) for name, p in model.named_parameters())
-
-
-def _plain(name: str) -> str:
+def _without_peft(name: str) -> str:
     """A weight's name without what PEFT writes around it."""
     return name.replace("base_model.model.", "").replace(".base_layer", "")

@@ -1,35 +1,124 @@
-"""Log-probabilities of many responses to one prompt, in one forward: the only way in which SFT, DPO and
-evaluation get theirs.
+"""Log-probabilities of many responses to one prompt, in one forward: the only way in which SFT, DPO and evaluation
+get theirs.
 
-In: prompts (token ids, and which items' images fill their placeholders) and for each prompt its responses.
-Out: one summed log-probability a response. A prompt is packed with its responses and read once (`packing.py`); where a
-model family does not allow that, each response is read with a prompt of its own. The output head sees only the
-positions that predict a response's token, so there are no logits of the prompt or of padding.
+In: a model, prompts (token ids, and which items' images fill their placeholders) and each prompt's responses. Out: one
+summed log-probability a response. A prompt is packed with its responses and read once (`packing.py`); where a model
+family does not allow that, each response is read with a prompt of its own. The output head sees only the positions
+that predict a response's token, so there are no logits of the prompt or of padding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from hanorec.losses import response_logps
+from hanorec import distributed
+from hanorec.cache import cached, weights_fingerprint
+from hanorec.data.catalog import content_fingerprint
+from hanorec.losses import perturbed_logits, token_logps
 from hanorec.models.backbone import Backbone
-from hanorec.models.images import ImageEncoder
+from hanorec.models.images import CatalogImages
 from hanorec.models.packing import Packed, Prompt, apart, apart_inputs, pack, packed_inputs
+
+
+def score(
+    backbone: Backbone,
+    images: CatalogImages,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Sequence[Sequence[int]]],
+    *,
+    noise_std: float = 0.0,
+    generators: Sequence[torch.Generator] | None = None,
+) -> Tensor:
+    """log π(y|x) of every response y to its prompt x, summed over the response's tokens; differentiable.
+
+    Args:
+        backbone: the model π.
+        prompts, responses: B prompts, and each one's responses as token ids.
+        noise_std: σ_n of NoDO on the logits (`losses.perturbed_logits`); 0 adds none.
+        generators: B sources of its ε, one a prompt, so that the noise does not depend on what else is in the batch.
+    Returns: [N] in nats, one a response, prompt by prompt. A value may be infinite or nan: the caller checks.
+    Errors: ValueError for no prompts, an empty prompt, or a response without tokens.
+    """
+    device, layout = backbone.device, backbone.layout
+    if layout.plain:
+        packed = apart(prompts, responses, pad=backbone.pad)
+        items = [item for prompt, answers in zip(prompts, responses) for item in prompt.images * len(answers)]
+        inputs = apart_inputs(packed, layout, device)
+        if (grids := images.grids(items)) is not None:
+            inputs["image_grid_thw"] = grids.to(device)
+    else:
+        packed = pack_for(backbone, images, prompts, responses)
+        items = [item for prompt in prompts for item in prompt.images]
+        inputs = packed_inputs(packed, layout, device, backbone.compute)
+    inputs |= images.outputs(backbone, items)
+    logits = logits_at(backbone, packed.row, packed.column, **inputs, use_cache=False)  # [M, V], prompt by prompt
+    if noise_std > 0:
+        sizes = [sum(map(len, answers)) for answers in responses]
+        sources = generators if generators is not None else [None] * len(sizes)
+        rows = zip(logits.split(sizes), sources, strict=True)
+        logits = torch.cat([perturbed_logits(own, noise_std, generator) for own, generator in rows])  # NoDO
+    logps = token_logps(logits, packed.labels.to(device))  # [M]
+    return logps.new_zeros(sum(map(len, responses))).index_add(0, packed.response.to(device), logps)
+
+
+@torch.no_grad()
+def score_all(
+    backbone: Backbone,
+    images: CatalogImages,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Sequence[Sequence[int]]],
+    *,
+    forward_tokens: int = 8192,
+    cache: Path | None = None,
+) -> Tensor:
+    """log π_ref(y|x) of every response of a run, noise and dropout off, computed once and kept in the folder `cache`.
+
+    Args:
+        prompts, responses: B prompts with R responses each.
+        forward_tokens: tokens a forward takes at most.
+    Returns: [B, R] in nats, float32 on the CPU.
+    """
+
+    def make() -> dict[str, Tensor]:
+        backbone.model.eval()
+        lengths = [len(prompt.ids) + sum(map(len, answers)) for prompt, answers in zip(prompts, responses)]
+        micro_batches = batches(lengths, forward_tokens)
+        with tqdm(total=len(prompts), desc="reference", unit="prompt", leave=False) as bar:
+
+            def logps(batch: list[int]) -> Tensor:
+                bar.update(distributed.world_size() * len(batch))
+                scores = score(backbone, images, [prompts[i] for i in batch], [responses[i] for i in batch])
+                return scores.view(len(batch), -1).cpu()
+
+            table = torch.cat(distributed.map_over_ranks(logps, micro_batches))
+        return {"logps": table[torch.tensor(sum(micro_batches, [])).argsort()]}
+
+    sequences = [ids for prompt, answers in zip(prompts, responses) for ids in (prompt.ids, prompt.images, *answers)]
+    fingerprint = content_fingerprint(
+        weights_fingerprint(backbone.model.state_dict()) if cache else "",
+        images.fingerprint,
+        np.array([len(ids) for ids in sequences], dtype=np.int32),
+        np.array([id for ids in sequences for id in ids], dtype=np.int32),
+    )
+    return cached(cache, "reference", fingerprint, make)["logps"]
 
 
 def batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
     """All numbers 0 … len(lengths) - 1 in batches of similar lengths, each with at most `tokens` tokens after padding
     to its longest (or one number alone)."""
-    found: list[list[int]] = []
+    result: list[list[int]] = []
     for number in sorted(range(len(lengths)), key=lambda n: -lengths[n]):  # the longest comes first and sets the width
-        if not found or (len(found[-1]) + 1) * lengths[found[-1][0]] > tokens:
-            found.append([])
-        found[-1].append(number)
-    return found
+        if not result or (len(result[-1]) + 1) * lengths[result[-1][0]] > tokens:
+            result.append([])
+        result[-1].append(number)
+    return result
 
 
 def logits_at(backbone: Backbone, row: Tensor, column: Tensor, **inputs) -> Tensor:
@@ -45,38 +134,9 @@ def logits_at(backbone: Backbone, row: Tensor, column: Tensor, **inputs) -> Tens
         handle.remove()
 
 
-def pack_for(encoder: ImageEncoder, prompts: Sequence[Prompt], responses, *, start: int | None = None) -> Packed:
-    """`pack` as the encoder's backbone needs it."""
-    backbone = encoder.backbone
-    grids = [encoder.grids(prompt.images) for prompt in prompts] if backbone.layout.axes else None
+def pack_for(
+    backbone: Backbone, images: CatalogImages, prompts: Sequence[Prompt], responses, *, start: int | None = None
+) -> Packed:
+    """`packing.pack` with what the backbone's family needs."""
+    grids = [images.grids(prompt.images) for prompt in prompts] if backbone.layout.axes else None
     return pack(prompts, responses, pad=backbone.pad, start=start, layout=backbone.layout, grids=grids)
-
-
-def score(
-    encoder: ImageEncoder,
-    prompts: Sequence[Prompt],
-    responses: Sequence[Sequence[Sequence[int]]],
-    *,
-    noise_std: float = 0.0,
-    generators: Sequence[torch.Generator] | None = None,
-) -> Tensor:
-    """log π(response | prompt) for every response, [N], numbered prompt by prompt; differentiable.
-
-    noise_std, generators: NoDO on the logits, see `losses.response_logps`; a generator for each prompt.
-    """
-    backbone = encoder.backbone
-    device, layout = backbone.device, backbone.layout
-    if layout.plain:
-        packed = apart(prompts, responses, pad=backbone.pad)
-        items = [item for prompt, answers in zip(prompts, responses) for item in prompt.images * len(answers)]
-        inputs = apart_inputs(packed, layout, device) | encoder.grid_inputs(items)
-    else:
-        packed = pack_for(encoder, prompts, responses)
-        items = [item for prompt in prompts for item in prompt.images]
-        inputs = packed_inputs(packed, layout, device, backbone.compute)
-    logits = logits_at(backbone, packed.row, packed.column, **inputs, **encoder.outputs(items), use_cache=False)
-    labels = packed.labels[:, None].to(device)
-    if generators is not None:  # one a token: those of a prompt's responses take turns at its generator
-        generators = [g for g, answers in zip(generators, responses) for answer in answers for _ in answer]
-    logps = response_logps(logits[:, None], labels, noise_std=noise_std, generator=generators)  # [M], one a token
-    return logps.new_zeros(sum(map(len, responses))).index_add(0, packed.response.to(device), logps)

@@ -1,18 +1,30 @@
-"""A run's folder: may it be used, how was it made, is it finished.
+"""A run's folder, from the first look to the finished model: may it be used, how was it made, what came out.
 
-In: the options of a training script. Out: the folder with its `config.json`, or one clear error. The first process
-alone looks and writes.
+In: the options of a training script, or a folder. Out: the folder with its `config.json`; a finished run's model as a
+`Backbone` with its config; or one clear error. Rank 0 alone writes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+import warnings
 from pathlib import Path
+
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
+from torch import Tensor
 
 from hanorec import distributed
 from hanorec.errors import DataError
+from hanorec.models.backbone import Backbone, load_backbone
 from hanorec.training import checkpoints
+from hanorec.training.model_card import write_model_card
+
+MODEL = "model"  # the folder of a run that holds the model or adapter
+MERGED = "merged"  # and, if asked for, that of the model with its adapter merged
+NOT_SETTINGS = ("resume", "overwrite", "cache")  # options that change nothing about what a run computes
 
 
 def check_output(options) -> None:
@@ -39,11 +51,14 @@ def check_output(options) -> None:
 def open_run(options, kind: str) -> None:
     """Make the run's folder and write its config.json, or check that the run to resume had the same settings.
 
-    Errors: DataError as `check_output` raises it, and where --resume meets a run of other settings.
+    kind: "sft" or "dpo". Errors: DataError as `check_output` raises it, and where --resume meets a run of other
+    settings, or a DPO run whose reference has changed since.
     """
     check_output(options)
     folder = Path(options.output)
-    config = {"kind": kind} | {k: v for k, v in vars(options).items() if k not in ("resume", "overwrite", "cache")}
+    config = {"kind": kind} | {k: v for k, v in vars(options).items() if k not in NOT_SETTINGS}
+    if kind == "dpo":
+        config["reference"] = model_fingerprint(options.sft)
     if options.resume:
         before = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         changed = [f"{k}: {before.get(k)!r} then, {v!r} now" for k, v in config.items() if before.get(k) != v]
@@ -73,3 +88,90 @@ def read_config(folder: str | Path, kind: str | None = None) -> dict:
     if not (Path(folder) / "finished.json").is_file():
         raise DataError(f"{folder}: this run is not finished; go on with --resume")
     return config
+
+
+def load_sft(folder: str | Path, *, dtype: str | None = None) -> tuple[Backbone, dict]:
+    """The SFT model of a finished run, its adapter merged into the weights, and the run's config.
+
+    dtype: precision of the weights (default: that of the SFT run). Errors: DataError where the folder is no finished
+    SFT run, or its adapter is of another backbone.
+    """
+    config, model = read_config(folder, "sft"), Path(folder) / MODEL
+    how = {"dtype": dtype or config["dtype"], "views": config["image_views"], "remote_code": config["remote_code"]}
+    if not (model / "adapter_config.json").is_file():
+        return load_backbone(str(model), **how), config
+    backbone = load_backbone(config["backbone"], **how)
+    backbone.model = _with_adapter(backbone, model, f"backbone {config['backbone']!r}").merge_and_unload().eval()
+    return backbone, config
+
+
+def load_run(folder: str | Path) -> tuple[Backbone, dict]:
+    """The model of a finished run of either kind and its config.
+
+    Errors: DataError as `load_sft` raises it, and where a DPO run's SFT run is not the one that it started from.
+    """
+    config = read_config(folder)
+    if config["kind"] == "sft":
+        return load_sft(folder)
+    if model_fingerprint(config["sft"]) != config["reference"]:
+        raise DataError(f"{folder}: was made from another SFT run than the one now in {config['sft']}")
+    backbone, _ = load_sft(config["sft"], dtype=config["dtype"])
+    backbone.model = _with_adapter(backbone, Path(folder) / MODEL, f"SFT run {config['sft']!r}").eval()
+    return backbone, config
+
+
+def save_model(
+    backbone: Backbone, folder: Path, weights: dict[str, Tensor], finished: dict, *, merge: bool = False
+) -> None:
+    """Write the model, or its adapter alone, into a run's folder in Hugging Face or PEFT format, with a model card.
+
+    weights: those that trained, put together from all ranks. finished: how training ended, for the card. merge: write
+    the model with its adapter merged too, as a checkpoint of its own.
+    """
+    _save_weights(backbone, folder, weights, merge)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    write_model_card(folder, config, finished)
+
+
+def _save_weights(backbone: Backbone, folder: Path, weights: dict[str, Tensor], merge: bool) -> None:
+    state = {"state_dict": weights} if distributed.is_sharded() else {}
+    backbone.model.save_pretrained(folder / MODEL, **state)
+    if not isinstance(backbone.model, PeftModel):
+        backbone.processor.save_pretrained(folder / MODEL)
+        return
+    path = folder / MODEL / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["target_modules"].sort()  # PEFT writes a set, in another order every time
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if merge:
+        backbone.model.merge_and_unload().save_pretrained(folder / MERGED)
+        backbone.processor.save_pretrained(folder / MERGED)
+
+
+def model_fingerprint(folder: str | Path) -> str:
+    """SHA-256 over the weight files of a finished run, as they are on disk: the same whatever device or precision they
+    are loaded to. Errors: DataError where there are none."""
+    files = sorted((Path(folder) / MODEL).glob("*.safetensors"))
+    if not files:
+        raise DataError(f"{folder}: not a run's folder (no weights in {MODEL}/)")
+    digest = hashlib.sha256()
+    for path in files:
+        with open(path, "rb") as file:
+            while block := file.read(2**24):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _with_adapter(backbone: Backbone, folder: Path, base: str) -> PeftModel:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it would say of missing layers is said below
+            model = PeftModel.from_pretrained(backbone.model, str(folder))
+        with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+            missing = set(file.keys()) ^ set(get_peft_model_state_dict(model))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise DataError(f"{folder}: its adapter does not fit the {base}: {str(error).splitlines()[0]}") from error
+    if missing:
+        examples = ", ".join(sorted(missing)[:2])
+        raise DataError(f"{folder}: its adapter does not fit the {base}: {len(missing)} layers differ, e.g. {examples}")
+    return model

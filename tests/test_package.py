@@ -1,0 +1,71 @@
+"""The package as a whole: imports point one way, the mathematics needs PyTorch alone, requirements agree."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+SOURCE = ROOT / "src" / "hanorec"
+# Lower rooms first; a file imports from its own room or from lower ones.
+ROOMS = [{"losses", "preference_losses"}, {"distributed"}, {"errors"}, {"cache"}, {"data"}, {"models"}, {"hardness"},
+         {"evaluation"}, {"training"}]  # fmt: skip
+
+
+def imported(path: Path) -> set[str]:
+    """What a file imports, as dotted names."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return names
+
+
+def level(name: str) -> int:
+    return next(number for number, room in enumerate(ROOMS) if name in room)
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_point_one_way(path):
+    room = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    if room == "__init__":
+        assert not any(name.startswith("hanorec") for name in imported(path))
+        return
+    used = {name.split(".")[1] for name in imported(path) if name.startswith("hanorec.")}
+    assert all(level(other) <= level(room) for other in used), f"{room} imports {used}"
+
+
+@pytest.mark.parametrize("name", ["losses", "preference_losses"])
+def test_the_mathematics_needs_pytorch_alone(name):
+    outside = {module.split(".")[0] for module in imported(SOURCE / f"{name}.py")}
+    allowed = {"__future__", "collections", "contextlib", "functools", "math", "typing", "torch", "hanorec"}
+    assert outside <= allowed
+    assert name != "losses" or "hanorec" not in outside  # a reader can copy the one file
+
+
+def test_no_room_has_a_circle_of_imports():
+    graph = {}
+    for path in SOURCE.rglob("*.py"):
+        module = ".".join(("hanorec", *path.relative_to(SOURCE).with_suffix("").parts))
+        graph[module] = {name for name in imported(path) if name.startswith("hanorec.")}
+    graph = {
+        module: {other for other in graph if any(f"{name}.".startswith(f"{other}.") for name in used)} - {module}
+        for module, used in graph.items()
+    }
+    while leaves := {module for module, used in graph.items() if not used & graph.keys()}:
+        graph = {module: used for module, used in graph.items() if module not in leaves}
+    assert not graph, f"in a circle: {sorted(graph)}"
+
+
+def test_requirements_name_what_the_package_needs_with_the_same_floors():
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    floors = {line.split("#")[0].strip() for line in lines if line[:1].isalpha()}
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    needed = re.findall(r'^    "([\w-]+>=[\d.]+)",', project, flags=re.MULTILINE)
+    assert len(needed) > 8 and set(needed) <= floors and "-e ." in lines
+    assert all(re.fullmatch(r"[\w-]+>=[\d.]+", floor) for floor in floors)
