@@ -15,7 +15,7 @@ from hanorec.data.toy import World, make_toy
 from hanorec.errors import DataError, exit_on_user_error
 
 MEANING = {
-    "familiar_per_cell": "items of each theme and style that users choose from in training",
+    "warm_per_cell": "items of each theme and style that users choose from in training",
     "cold_per_cell": "items of each theme and style that occur in cold.tsv alone",
     "users": "rows of train.tsv, val.tsv and test.tsv",
     "cold_users": "rows of cold.tsv",

@@ -73,7 +73,7 @@ def pixels_of(name: str) -> int:
 def catalogue(folder: Path, pixels: int) -> Path:
     """A small toy catalogue whose images are JPEG files with `pixels` a side."""
     if not (folder / "test.tsv").exists():
-        make_toy(folder, World(familiar_per_cell=10, cold_per_cell=2, users=400, cold_users=40))
+        make_toy(folder, World(warm_per_cell=10, cold_per_cell=2, users=400, cold_users=40))
         for path in sorted((folder / "images").iterdir()):
             Image.open(path).convert("RGB").resize((pixels, pixels)).save(path.with_suffix(".jpg"), quality=90)
             if path.suffix != ".jpg":

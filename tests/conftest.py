@@ -16,7 +16,7 @@ from hanorec.models.backbone import load_backbone
 from hanorec.models.images import CatalogImages
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL_WORLD = World(familiar_per_cell=6, cold_per_cell=2, users=60, cold_users=10, shortest_row=4, longest_row=6)
+SMALL_WORLD = World(warm_per_cell=6, cold_per_cell=2, users=60, cold_users=10, shortest_row=4, longest_row=6)
 
 
 @pytest.fixture(scope="session")

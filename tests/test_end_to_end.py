@@ -172,6 +172,21 @@ def test_the_other_tasks_run_from_end_to_end(script, toy_folder, runs, task):
     assert ("NDCG@3" if task == "top3" else "AUC hard") in out
 
 
+def test_runs_of_another_task_history_or_prompt_are_not_compared(script, toy_folder, runs):
+    def fails(other, option, *values):
+        status, _, errors = script("evaluate", "--runs", runs / "sft", runs / other, "--candidates", 8)
+        assert status == 2 and f"{runs / 'sft'} and {runs / other} cannot be compared: --{option}" in errors, errors
+        assert all(repr(value) in errors for value in values)
+
+    fails("top3", "task", "next", "top3")
+    assert sft(script, toy_folder, runs, "short", "--history", 2)[0] == 0
+    fails("short", "history", None, 2)
+    assert sft(script, toy_folder, runs, "listing", "--list-candidates")[0] == 0
+    fails("listing", "list-candidates", False, True)
+    both = ("--runs", runs / "sft", runs / "short", "--candidates", 8, "--users", 4)
+    assert script("evaluate", *both, "--history", 3)[0] == 0  # told what to compare them on
+
+
 def test_a_larger_backbone_gets_lora_and_is_read_back(script, toy_folder, runs):
     assert sft(script, toy_folder, runs, "lora", "--lora", "on", "--list-candidates")[0] == 0
     assert (runs / "lora" / "model" / "adapter_config.json").is_file()

@@ -23,7 +23,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -324,7 +324,9 @@ def perturbed_lora(model: nn.Module, noise_std: float, *, generator: torch.Gener
         are not linear.
     """
     _check_std(noise_std)
-    layers = [m for m in model.modules() if isinstance(getattr(m, "lora_A", None), nn.ModuleDict) and m.lora_A]
+    layers: list[Any] = [
+        m for m in model.modules() if isinstance(getattr(m, "lora_A", None), nn.ModuleDict) and m.lora_A
+    ]
     _check(layers or noise_std == 0, "model", "has no LoRA layers to perturb")
     linears = [
         matrices[name]

@@ -60,8 +60,17 @@ def hanorec_pairs_loss(
     """
     _check_table(policy, beta, reference=reference)
     _check_batch(2, policy=policy[:, 1:], hardness=hardness)
-    pairs = [side.expand_as(t[:, 1:]).flatten() for t in (policy, reference) for side in (t[:, :1], t[:, 1:])]
-    return hanorec_loss(*pairs, hardness.flatten(), beta=beta, beta_floor=beta_floor, responsiveness=responsiveness)
+    policy_chosen, reference_chosen = (t[:, :1].expand_as(t[:, 1:]).flatten() for t in (policy, reference))
+    return hanorec_loss(
+        policy_chosen,
+        policy[:, 1:].flatten(),
+        reference_chosen,
+        reference[:, 1:].flatten(),
+        hardness.flatten(),
+        beta=beta,
+        beta_floor=beta_floor,
+        responsiveness=responsiveness,
+    )
 
 
 def hanorec_softmax_loss(

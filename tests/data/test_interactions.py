@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hanorec.data.interactions import Sequence, Window, popularity, read_sequenc
 from hanorec.errors import DataError
 
 ITEMS = ("a", "b", "c", "d", "e")
-CATALOG = Catalog(ITEMS, ITEMS, (None,) * 5, {item: row for row, item in enumerate(ITEMS)})
+CATALOG = Catalog(ITEMS, ITEMS, (None,) * 5, {item: row for row, item in enumerate(ITEMS)}, Path("my_titles.csv"))
 
 
 def write(tmp_path, content):
@@ -41,7 +42,10 @@ def test_reads_rows_in_file_order(tmp_path, content):
         ("u1\ta\n\nu2\t \n", r"train\.tsv:3: expected user<TAB>.*'u2\\t '"),
         ("\ta b\n", r"train\.tsv:1: expected user<TAB>.*'\\ta b'"),
         ("a\tb\tc\td\n", r"train\.tsv:1: expected user<TAB>"),  # a raw log, whose items would all exist
-        ("u1\ta\nu2\tb f a\n", r"train\.tsv:2: item 'f' is not in the catalogue"),
+        (
+            "u1\ta\nu2\tb f a\n",
+            r"train\.tsv:2: item 'f' is not in the catalogue: my_titles\.csv gave 5 items, e\.g\. 'a'",
+        ),
         ("u1\ta\nu2\tb\nu1\tc\n", r"train\.tsv:3: user 'u1' appears twice, first in line 1"),
         (b"u1\ta\nu\xe92\tb\n", r"train\.tsv:2: not UTF-8, byte 0xe9"),
         ("\n \n", r"train\.tsv: no rows"),

@@ -79,20 +79,20 @@ def test_an_oracle_is_the_bayes_posterior_by_brute_force(data, observer):
         total = 0.0
         for kind, prior in enumerate(facts["prior"]):
             total += prior * np.prod([seen(kind, item) for item in example.history]) * seen(kind, candidate)
-        alike = [i for i in data.familiar if look(of[int(i)]) == look(of[candidate]) and i not in example.history]
+        alike = [i for i in data.warm if look(of[int(i)]) == look(of[candidate]) and i not in example.history]
         expected.append(total / len(alike))
-    found = read_oracles(data.folder, data.catalog, data.familiar, know_candidates=False)[observer](example)
+    found = read_oracles(data.folder, data.catalog, data.warm, know_candidates=False)[observer](example)
     np.testing.assert_allclose(found / found.sum(), np.array(expected) / sum(expected), rtol=1e-9)
 
 
 def test_words_alone_rank_cold_histories_by_theme_and_the_taste_for_styles(data):
     """With candidates known, two candidates of one theme differ only by how popular their styles are."""
-    oracles = read_oracles(data.folder, data.catalog, data.familiar, know_candidates=True)
+    oracles = read_oracles(data.folder, data.catalog, data.warm, know_candidates=True)
     facts = json.loads((data.folder / "world.json").read_text())
     cell = {data.catalog.index[item]: tuple(c) for item, c in facts["items"].items()}
     history = tuple(int(i) for i in np.flatnonzero(data.counts == 0)[:3])
     one, other = next(
-        (int(a), int(b)) for a, b in itertools.permutations(data.familiar, 2) if cell[int(a)][0] == cell[int(b)][0] and cell[int(a)][1] != cell[int(b)][1]
+        (int(a), int(b)) for a, b in itertools.permutations(data.warm, 2) if cell[int(a)][0] == cell[int(b)][0] and cell[int(a)][1] != cell[int(b)][1]
     )  # fmt: skip
     scores = oracles["words"](Example("u", history, (one,), (one, other), ()))
     prior = np.array(facts["prior"]).reshape(len(THEMES), len(STYLES)).sum(0)

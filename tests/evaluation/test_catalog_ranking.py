@@ -18,7 +18,7 @@ from hanorec.models.scoring import score
 
 @pytest.fixture
 def full_catalog(data):
-    return FullCatalog(data.familiar)
+    return FullCatalog(data.warm)
 
 
 @pytest.fixture
@@ -69,14 +69,14 @@ def test_few_titles_are_read_to_their_end(backbone, prompts, data, full_catalog,
     choose = full_ranking.Search.next
     monkeypatch.setattr(full_ranking.Search, "next", lambda self, n: read.append(b := choose(self, n)) or b)
     answer_with_model(backbone, prompts, examples, full_catalog=full_catalog)
-    nodes = len(Trie({item: prompts.name([item]) for item in data.familiar}).children)
+    nodes = len(Trie({item: prompts.name([item]) for item in data.warm}).children)
     assert 0 < sum(map(len, read)) < len(examples) * nodes / 4
 
 
 def test_items_of_one_title_are_tied_and_chosen_or_unfamiliar_items_do_not_count(backbone, prompts, data, full_catalog):
     (example,) = split_examples(data, "test", "next", users=1)
     target, titles = example.targets[0], list(data.catalog.titles)
-    twin, chosen = [i for i in data.familiar.tolist() if i not in example.seen][0], example.history[0]
+    twin, chosen = [i for i in data.warm.tolist() if i not in example.seen][0], example.history[0]
     titles[twin] = titles[chosen] = titles[target]
     catalog = Catalog(data.catalog.items, tuple(titles), data.catalog.images, data.catalog.index)
     renamed = Prompts(backbone, prompts.images, catalog.titles, "next", list_candidates=False)

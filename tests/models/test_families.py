@@ -116,7 +116,7 @@ def test_the_whole_catalogue_is_ranked_as_if_every_title_were_scored(build, fold
     images = CatalogImages(backbone, data.catalog.images, frozen=True)
     prompts = Prompts(backbone, images, data.catalog.titles, "next", list_candidates=False)
     examples = split_examples(data, "test", "next", candidates=2, users=2)
-    full_catalog = FullCatalog(data.familiar)
+    full_catalog = FullCatalog(data.warm)
     places = answer_with_model(backbone, prompts, examples, full_catalog=full_catalog).places
     for example, (ahead, _) in zip(examples, places):
         items = full_catalog.candidates(example)
@@ -223,7 +223,7 @@ def test_the_whole_catalogue_is_refused_where_responses_cannot_be_packed(folders
     prompts = Prompts(backbone, images, data.catalog.titles, "next", list_candidates=False)
     with pytest.raises(DataError, match="--candidates all"):
         examples = split_examples(data, "test", "next", candidates=2, users=1)
-        answer_with_model(backbone, prompts, examples, full_catalog=FullCatalog(data.familiar))
+        answer_with_model(backbone, prompts, examples, full_catalog=FullCatalog(data.warm))
 
 
 def test_a_text_only_model_is_an_error(tmp_path):

@@ -34,12 +34,14 @@ HEADER_CELLS = {"item", "item_id", "id", "itemid"}
 
 @dataclass(frozen=True)
 class Catalog:
-    """N items in file order: ids, titles, image files (None: no image) and the row index of each id."""
+    """N items in file order: ids, titles, image files (None: no image), the row index of each id, and the titles file
+    that they were read from."""
 
     items: tuple[str, ...]
     titles: tuple[str, ...]
     images: tuple[Path | None, ...]
     index: dict[str, int]
+    source: Path | None = None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -81,7 +83,7 @@ def read_catalog(folder: str | Path) -> Catalog:
             f"{folder / 'images'}: no image is named after an item, e.g. {next(iter(titles))}.jpg",
             stacklevel=2,
         )
-    return Catalog(tuple(titles), tuple(titles.values()), images, {item: row for row, item in enumerate(titles)})
+    return Catalog(tuple(titles), tuple(titles.values()), images, {item: row for row, item in enumerate(titles)}, path)
 
 
 def load_image(path: str | Path) -> Image.Image | None:

@@ -24,7 +24,7 @@ TOY_FOLDER = Path("data/toy")
 
 @dataclass(frozen=True)
 class Dataset:
-    """counts [items]: how often each item occurs in the training rows; items that do are familiar."""
+    """counts [items]: how often each item occurs in the training rows; items that do are warm."""
 
     folder: Path
     catalog: Catalog
@@ -32,7 +32,7 @@ class Dataset:
     counts: np.ndarray
 
     @property
-    def familiar(self) -> np.ndarray:
+    def warm(self) -> np.ndarray:
         return np.flatnonzero(self.counts)
 
 
@@ -85,5 +85,5 @@ def split_examples(
         found = [found[i] for i in np.sort(drawn)]
     if candidates > len(data.catalog):
         raise DataError(f"--candidates {candidates}: the catalogue has {len(data.catalog)} items")
-    sampler = Negatives(data.familiar, data.counts, negatives, neighbours)
+    sampler = Negatives(data.warm, data.counts, negatives, neighbours)
     return make_examples(found, sampler, task, candidates=candidates, rejected=rejected, seed=seed)

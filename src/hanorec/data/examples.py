@@ -79,7 +79,9 @@ class Negatives:
         hard = number if hard is None else hard
         if self.strategy == "popularity":
             first = generator.choice(free, hard, replace=False, p=self.counts[free] / self.counts[free].sum())
-        elif self.strategy == "neighbours":  # fewer than asked for where the user has chosen the others
+        elif (
+            self.strategy == "neighbours" and self.neighbours is not None
+        ):  # fewer than asked for where the user has chosen the others
             near = np.intersect1d(free, self.neighbours[list(window.targets)])
             first = generator.permutation(near)[:hard]
         else:

@@ -66,7 +66,10 @@ def read_sequences(path: str | Path, catalog: Catalog) -> list[Sequence]:
         try:
             items = tuple(catalog.index[item] for item in rest[0].split())
         except KeyError as error:
-            raise DataError(f"{path}:{number}: item {error.args[0]!r} is not in the catalogue") from None
+            raise DataError(
+                f"{path}:{number}: item {error.args[0]!r} is not in the catalogue: {catalog.source} gave "
+                f"{len(catalog)} items, e.g. {catalog.items[0]!r}; is it the titles file of this dataset?"
+            ) from None
         sequences.append(Sequence(user, items))
     if not sequences:
         raise DataError(f"{path}: no rows")

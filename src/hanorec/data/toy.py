@@ -5,7 +5,7 @@ A user is of one of THEMES × STYLES types: a favourite theme and a favourite st
 (theme, style) from the type's distribution, then an item of that cell that the user has not chosen yet, all
 alike. Types are finite, so `oracles.py` can compute the Bayes-optimal ranking from words, images or both.
 
-Some items are cold: they occur in no training row. `cold.tsv` has histories of cold items with a familiar
+Some items are cold: they occur in no training row. `cold.tsv` has histories of cold items with a warm
 target, so there a title says nothing about a style, and only the image does.
 
 In: a folder and a seed. Out: the dataset layout of `data/README.md` plus `world.json`, which the oracles read.
@@ -47,7 +47,7 @@ class World:
     """What the toy world is made of. `affinity` is the log-odds that a user's favourite theme (or style) has
     over another one; `spread` is the standard deviation of the log-popularity of the tastes."""
 
-    familiar_per_cell: int = 8
+    warm_per_cell: int = 8
     cold_per_cell: int = 5
     users: int = 4000
     cold_users: int = 1000
@@ -113,18 +113,18 @@ def make_toy(folder: str | Path, world: World = World()) -> Path:
 
     Errors: ValueError where a row could need more items of a cell than there are.
     """
-    if world.longest_row > world.familiar_per_cell or len(NAMES) < len(THEMES) * len(STYLES) * (
-        world.familiar_per_cell + world.cold_per_cell
+    if world.longest_row > world.warm_per_cell or len(NAMES) < len(THEMES) * len(STYLES) * (
+        world.warm_per_cell + world.cold_per_cell
     ):
         raise ValueError(
-            f"longest_row must be at most familiar_per_cell, and there are {len(NAMES)} names for all items: {world}"
+            f"longest_row must be at most warm_per_cell, and there are {len(NAMES)} names for all items: {world}"
         )
     folder = Path(folder)
     rng = np.random.default_rng(world.seed)
-    per_cell = world.familiar_per_cell + world.cold_per_cell
+    per_cell = world.warm_per_cell + world.cold_per_cell
     cells = len(THEMES) * len(STYLES)
     cell_of = np.repeat(np.arange(cells), per_cell)
-    cold = np.tile(np.arange(per_cell) >= world.familiar_per_cell, cells)
+    cold = np.tile(np.arange(per_cell) >= world.warm_per_cell, cells)
     shuffle = rng.permutation(len(cell_of))  # so that an item's number says nothing about it
     cell_of, cold = cell_of[shuffle], cold[shuffle]
     themes, words = list(THEMES), list(THEMES.values())
@@ -135,7 +135,7 @@ def make_toy(folder: str | Path, world: World = World()) -> Path:
     choices = choice_probabilities(world.affinity)
     taste = np.exp(rng.normal(0, world.spread, len(THEMES)))[:, None] * np.exp(rng.normal(0, world.spread, len(STYLES)))
     prior = (taste / taste.sum()).ravel()
-    familiar_in = [np.flatnonzero((cell_of == cell) & ~cold) for cell in range(cells)]
+    warm_in = [np.flatnonzero((cell_of == cell) & ~cold) for cell in range(cells)]
     cold_in = [np.flatnonzero((cell_of == cell) & cold) for cell in range(cells)]
 
     def row(pools: list[list[np.ndarray]]) -> list[int]:
@@ -147,8 +147,8 @@ def make_toy(folder: str | Path, world: World = World()) -> Path:
         return chosen
 
     lengths = rng.integers(world.shortest_row, world.longest_row + 1, world.users)
-    rows = [row([familiar_in] * length) for length in lengths]
-    cold_rows = [row([cold_in] * world.cold_per_cell + [familiar_in]) for _ in range(world.cold_users)]
+    rows = [row([warm_in] * length) for length in lengths]
+    cold_rows = [row([cold_in] * world.cold_per_cell + [warm_in]) for _ in range(world.cold_users)]
 
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)

@@ -2,8 +2,8 @@
 
 In: prompts, each with its target, and every title as a path in a `Trie` of tokens. Out: how many items are likelier
 than the target, exact up to `DEPTH`. Reading a node of the trie gives the log-probabilities of all its children at
-once, and a title is never likelier than its beginning. So a beginning less likely than the target's whole title need
-not be read on: the search goes into depth first, and ends when no beginning is left above the target or when DEPTH
+once, and a title is never likelier than its prefix. So a prefix less likely than the target's whole title need
+not be read on: the search goes into depth first, and ends when no prefix is left above the target or when DEPTH
 items are ahead of it. A prompt's keys and values are read once.
 """
 
@@ -24,7 +24,7 @@ from hanorec.models.packing import Packed, Prompt, packed_inputs
 from hanorec.models.scoring import logits_at, pack_for
 
 DEPTH = 50  # the last place that any measure asks for
-TOGETHER = 256  # beginnings that one forward reads, of all users
+TOGETHER = 256  # prefixes that one forward reads, of all users
 
 
 class Trie:
@@ -60,8 +60,8 @@ class Trie:
 
 
 class Prefix(NamedTuple):
-    """Of titles, to be read on. The longest is the least, and among them the likeliest: whatever is above the target
-    has to be read anyway, unless enough whole titles are found before."""
+    """The first tokens of titles, still to be read on. The longest sorts first, and among them the likeliest: whatever
+    is likelier than the target has to be read anyway, unless enough whole titles are found before."""
 
     left: int  # -length
     cost: float  # -log-probability
@@ -70,7 +70,7 @@ class Prefix(NamedTuple):
 
 
 class Search:
-    """One user's search: the target's log-probability, the items ahead of it, the beginnings still to be read.
+    """One user's search: the target's log-probability, the items ahead of it, the prefixes still to be read.
 
     logps [len(target), V]: next-token log-probabilities after the prompt and after each token of the target but its
     last. allowed: whether an item counts.
@@ -87,10 +87,10 @@ class Search:
             before = float(along[place - 1]) if place else 0.0
             self.read(Prefix(-place, -before, node, tuple(target[:place])), logps[place], followed=path[place])
 
-    def read(self, beginning: Prefix, logps: np.ndarray, followed: int = -1) -> None:
-        """Take in the next-token log-probabilities [V] after a beginning. followed: the child that is known already."""
-        tokens, children = self.trie.below(beginning.node)
-        totals = logps[tokens].astype(np.float64) - beginning.cost
+    def read(self, prefix: Prefix, logps: np.ndarray, followed: int = -1) -> None:
+        """Take in the next-token log-probabilities [V] after a prefix. followed: the child that is known already."""
+        tokens, children = self.trie.below(prefix.node)
+        totals = logps[tokens].astype(np.float64) - prefix.cost
         for k in np.flatnonzero((totals >= self.floor) & (children != followed)).tolist():
             child = int(children[k])
             ending = sum(map(self.allowed, self.trie.items[child]))
@@ -99,11 +99,11 @@ class Search:
             else:
                 self.tied += ending
             if self.trie.children[child]:
-                longer = (*beginning.tokens, int(tokens[k]))
+                longer = (*prefix.tokens, int(tokens[k]))
                 heapq.heappush(self.open, Prefix(-len(longer), -float(totals[k]), child, longer))
 
     def next(self, number: int) -> list[Prefix]:
-        """The beginnings to read next; none where the target's place is known."""
+        """The prefixes to read next; none where the target's place is known."""
         return [heapq.heappop(self.open) for _ in range(min(number, len(self.open)))] if self.ahead < DEPTH else []
 
 
@@ -134,19 +134,19 @@ def places(
         if cache.get_seq_length() > start:
             cache.crop(start - cache.get_seq_length())  # leaves the prompts alone
         chosen = [searches[b].next(max(1, TOGETHER // len(active))) for b in active]
-        rows = [row for row, beginnings in enumerate(chosen) if beginnings]
+        rows = [row for row, prefixes in enumerate(chosen) if prefixes]
         if len(rows) < len(active):
             active, chosen = [active[row] for row in rows], [chosen[row] for row in rows]
             cache.batch_select_indices(torch.tensor(rows, device=backbone.device, dtype=torch.long))
         if active:
-            # A last token is never read, so each beginning gets one more: what is predicted there is what is asked.
-            answers = [[(*beginning.tokens, 0) for beginning in beginnings] for beginnings in chosen]
+            # A last token is never read, so each prefix gets one more: what is predicted there is what is asked.
+            answers = [[(*prefix.tokens, 0) for prefix in prefixes] for prefixes in chosen]
             packed = pack_for(backbone, images, [prompts[b] for b in active], answers, start=start)
             ends = torch.tensor([len(answer) for some in answers for answer in some]).cumsum(0) - 1
             logps = iter(_next_logps(backbone, packed, packed.row[ends], packed.column[ends], cache, start, {}))
-            for b, beginnings in zip(active, chosen):
-                for beginning in beginnings:
-                    searches[b].read(beginning, next(logps))
+            for b, prefixes in zip(active, chosen):
+                for prefix in prefixes:
+                    searches[b].read(prefix, next(logps))
     return np.array([search.ahead for search in searches]), np.array([search.tied for search in searches])
 
 

@@ -10,7 +10,7 @@ the history's evidence about the type is the product of what the observer sees o
     p(next = c | history) = Σ_type p(type | history) · p(what is known of c | type) / (unseen items it may be)
 
 The words observer sees themes only, the images observer styles only, in the history and among the candidates.
-On the cold split candidates are familiar, so a model may have learnt their style from training alone; there the
+On the cold split candidates are warm, so a model may have learnt their style from training alone; there the
 one-sided observers are granted full knowledge of the candidates, and blind is only their view of the history.
 """
 
@@ -60,15 +60,16 @@ def read_oracles(
     kind = {"both": theme * sizes[1] + style, "words": theme, "images": style}  # items of one kind look alike
 
     def scorer(observer: str) -> Callable[[Example], np.ndarray]:
-        told = "both" if know_candidates else observer  # what is known of candidates
+        known = "both" if know_candidates else observer  # what is known of candidates
 
         def score(example: Example) -> np.ndarray:
             history, candidates = list(example.history), list(example.candidates)
             posterior = prior * seen[observer][:, history].prod(axis=1)
             posterior /= posterior.sum()
             unseen = np.setdiff1d(pool, history)
-            alike = np.bincount(kind[told][unseen], minlength=kind[told].max() + 1)
-            return posterior @ seen[told][:, candidates] / alike[kind[told][candidates]]
+            alike = np.bincount(kind[known][unseen], minlength=kind[known].max() + 1)
+            # At least 1: a target that no training row has is the only one of its kind that it may be.
+            return posterior @ seen[known][:, candidates] / alike[kind[known][candidates]].clip(min=1)
 
         return score
 

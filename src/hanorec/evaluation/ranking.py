@@ -8,7 +8,7 @@ whole catalogue (`FullCatalog`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -20,14 +20,15 @@ from tqdm import tqdm
 from hanorec import distributed
 from hanorec.data.examples import Example
 from hanorec.errors import DataError
-from hanorec.evaluation import catalog_ranking as full_ranking
-from hanorec.evaluation import metrics
+from hanorec.evaluation import catalog_ranking, metrics
 from hanorec.models.backbone import Backbone
 from hanorec.models.prompts import Prompts
 from hanorec.models.scoring import batches, score
 
+FIRST_MEASURE = {"next": "HR@1", "top3": "HR@3", "yesno": "AUC"}  # what a table shows first, with its interval
 MAIN_MEASURE = {"next": "NDCG@10", "top3": "NDCG@3", "yesno": "AUC"}  # what the best state is chosen by
-WHOLE = (10, 20, full_ranking.DEPTH)  # the places asked for among the whole catalogue
+CUTOFFS = (1, 3, 5, 10)  # places counted among listed candidates
+FULL_CUTOFFS = (10, 20, catalog_ranking.DEPTH)  # and among the whole catalogue
 
 
 class Answers(NamedTuple):
@@ -49,7 +50,7 @@ class FullCatalog:
     def __init__(self, pool: np.ndarray):
         self.pool = frozenset(pool.tolist())
 
-    def counts(self, example: Example) -> Callable[[int], bool]:
+    def is_candidate(self, example: Example) -> Callable[[int], bool]:
         """Whether an item is a candidate besides the target."""
         return lambda item: item in self.pool and item not in example.seen
 
@@ -105,9 +106,9 @@ def answer_with_model(
     else:
         lengths = [2 * prompts.length(e, ()) for e in examples]  # what the search reads comes on top
         titles = full_catalog.pool.union(*(e.targets for e in examples))
-        trie = full_ranking.Trie({item: prompts.name([item]) for item in sorted(titles)})
+        trie = catalog_ranking.Trie({item: prompts.name([item]) for item in sorted(titles)})
         answer_batch = partial(_rank_full_catalog, trie=trie, full_catalog=full_catalog)
-    parts = batches(lengths, forward_tokens)
+    micro_batches = batches(lengths, forward_tokens)
     quiet = not progress or not distributed.is_main_process()
     with tqdm(total=len(examples), desc=progress, unit="user", disable=quiet, leave=False) as bar:
 
@@ -115,10 +116,10 @@ def answer_with_model(
             bar.update(distributed.world_size() * len(batch))
             return answer_batch(backbone, prompts, [examples[i] for i in batch])
 
-        answers = distributed.map_over_ranks(answer, parts)
+        answers = distributed.map_over_ranks(answer, micro_batches)
     model.train(was_training)
-    whole = Answers(*(None if part[0] is None else np.concatenate(part) for part in zip(*answers)))
-    return whole.take(np.argsort(np.concatenate(parts)))
+    joined = Answers(*(None if column[0] is None else np.concatenate(column) for column in zip(*answers)))
+    return joined.take(np.argsort(np.concatenate(micro_batches)))
 
 
 def validate(
@@ -135,13 +136,14 @@ def _rank_full_catalog(
     prompts: Prompts,
     examples: Sequence[Example],
     *,
-    trie: full_ranking.Trie,
+    trie: catalog_ranking.Trie,
     full_catalog: FullCatalog,
 ) -> Answers:
-    asked = [prompts.prompt(example) for example in examples]
+    x = [prompts.prompt(example) for example in examples]
     targets = [prompts.chosen(example) for example in examples]
-    counts = [full_catalog.counts(example) for example in examples]
-    return Answers(places=np.column_stack(full_ranking.places(backbone, prompts.images, asked, targets, trie, counts)))
+    is_candidate = [full_catalog.is_candidate(example) for example in examples]
+    places = catalog_ranking.places(backbone, prompts.images, x, targets, trie, is_candidate)
+    return Answers(places=np.column_stack(places))
 
 
 def _answer_batch(backbone: Backbone, prompts: Prompts, examples: Sequence[Example]) -> Answers:
@@ -155,21 +157,34 @@ def _answer_batch(backbone: Backbone, prompts: Prompts, examples: Sequence[Examp
     lists = np.empty((len(examples), 0), dtype=int)
     for place in range(3):
         left = [[item for item in e.candidates if item not in taken] for e, taken in zip(examples, lists)]
-        asked = [prompts.prompt(example, taken) for example, taken in zip(examples, lists)]
+        x = [prompts.prompt(example, taken.tolist()) for example, taken in zip(examples, lists)]
         responses = [[prompts.name([item], last=place == 2) for item in items] for items in left]
-        best = _scores(backbone, prompts, asked, responses).argmax(axis=1)
+        best = _scores(backbone, prompts, x, responses).argmax(axis=1)
         lists = np.column_stack([lists, [items[b] for items, b in zip(left, best)]])
     return Answers(lists=lists)
 
 
-def _scores(backbone: Backbone, prompts: Prompts, asked: list, responses: list) -> np.ndarray:
-    return score(backbone, prompts.images, asked, responses).view(len(asked), -1).double().cpu().numpy()
+def _scores(backbone: Backbone, prompts: Prompts, x: list, responses: list) -> np.ndarray:
+    return score(backbone, prompts.images, x, responses).view(len(x), -1).double().cpu().numpy()
+
+
+def measures_by_length(
+    task: str, answers: Mapping[str, Answers], examples: Sequence[Example]
+) -> dict[int, dict[str, dict[str, float]]]:
+    """Every measure of every method, apart for each length of history: {length: {method: {measure: value}}}."""
+    lengths = np.array([len(example.history) for example in examples])
+    groups = {}
+    for length in sorted(set(lengths.tolist())):
+        rows = np.flatnonzero(lengths == length)
+        group = [examples[row] for row in rows.tolist()]
+        groups[length] = {method: point_measures(task, given.take(rows), group) for method, given in answers.items()}
+    return groups
 
 
 def user_measures(task: str, answers: Answers, examples: Sequence[Example]) -> dict[str, np.ndarray]:
     """One number an example and metric, [U]; yes/no measures belong to all users together, see `measures`."""
     targets = np.array([example.targets for example in examples])
-    if task == "top3":
+    if answers.lists is not None:
         return {
             "HR@3": metrics.list_hit_rate(answers.lists, targets),
             "NDCG@3": metrics.list_ndcg(answers.lists, targets),
@@ -177,14 +192,15 @@ def user_measures(task: str, answers: Answers, examples: Sequence[Example]) -> d
     if answers.places is not None:
         ahead, tied = answers.places.T
         return {
-            **{f"HR@{k}": metrics.hit_rate(ahead, tied, k) for k in WHOLE},
-            **{f"NDCG@{k}": metrics.ndcg(ahead, tied, k) for k in WHOLE},
+            **{f"HR@{k}": metrics.hit_rate(ahead, tied, k) for k in FULL_CUTOFFS},
+            **{f"NDCG@{k}": metrics.ndcg(ahead, tied, k) for k in FULL_CUTOFFS},
         }
     target = np.array([example.candidates.index(example.targets[0]) for example in examples])
+    assert answers.scores is not None, task
     ahead, tied = metrics.positions(answers.scores, target)
     return {
-        **{f"HR@{k}": metrics.hit_rate(ahead, tied, k) for k in (1, 3, 5, 10)},
-        **{f"NDCG@{k}": metrics.ndcg(ahead, tied, k) for k in (3, 5, 10)},
+        **{f"HR@{k}": metrics.hit_rate(ahead, tied, k) for k in CUTOFFS},
+        **{f"NDCG@{k}": metrics.ndcg(ahead, tied, k) for k in CUTOFFS[1:]},
         "MRR": metrics.reciprocal_rank(ahead, tied),
     }
 
@@ -217,5 +233,7 @@ def measures(task: str, answers: Answers, examples: Sequence[Example]) -> dict[s
 
 
 def _yesno_columns(answers: Answers) -> dict[str, np.ndarray]:
+    """The columns that AUC is computed from, by measure."""
+    assert answers.scores is not None
     columns = {"AUC": answers.scores[:, 0]}
     return columns if answers.hard is None else columns | {"AUC hard": answers.hard}

@@ -40,13 +40,13 @@ def results_table(results: Mapping[str, Measures], main: str) -> str:
 
 
 def share_of_possible(results: Mapping[str, Measures], method: str, measure: str) -> float | None:
-    """How much of the way from popularity to the oracle that sees both modalities a method has gone, or None
-    where there is no such oracle."""
+    """How much of the way from popularity to the oracle that sees both modalities a method has gone; None where there
+    is no such way: no oracle, an oracle that is not above popularity, or a method that is not."""
     try:
         low, high, value = (results[m][measure][0] for m in ("popularity", "oracle: words and images", method))
     except KeyError:
         return None
-    return (value - low) / (high - low)
+    return (value - low) / (high - low) if min(high, value) > low else None
 
 
 def by_length_table(groups: Mapping[int, Mapping[str, float]], counts: Mapping[int, int], measure: str) -> str:

@@ -1,0 +1,39 @@
+"""Results as text."""
+
+from __future__ import annotations
+
+import pytest
+
+from hanorec.evaluation.report import markdown, results_table, share_of_possible
+
+
+def results(popularity: float, oracle: float, model: float) -> dict:
+    values = {"popularity": popularity, "oracle: words and images": oracle, "model": model}
+    return {name: {"HR@1": (value, value - 0.1, value + 0.1)} for name, value in values.items()}
+
+
+def test_the_share_of_the_way_from_popularity_to_the_oracle():
+    assert share_of_possible(results(0.2, 0.6, 0.5), "model", "HR@1") == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(
+    "popularity, oracle, model", [(0.2, 0.6, 0.1), (0.2, 0.6, 0.2), (0.2, 0.2, 0.3), (0.4, 0.3, 0.5)]
+)
+def test_there_is_no_share_where_there_is_no_way(popularity, oracle, model):
+    assert share_of_possible(results(popularity, oracle, model), "model", "HR@1") is None
+
+
+def test_there_is_no_share_without_an_oracle():
+    without = {name: row for name, row in results(0.1, 0.5, 0.3).items() if "oracle" not in name}
+    assert share_of_possible(without, "model", "HR@1") is None
+
+
+def test_tables_are_aligned_and_the_first_measure_has_its_interval():
+    table = results_table({"a": {"HR@1": (0.5, 0.4, 0.6), "MRR": (0.25, 0, 1)}, "bcd": {"MRR": (0.125, 0, 1)}}, "HR@1")
+    assert table.splitlines() == [
+        "| method |          HR@1 [95 %] |   MRR |",
+        "| ------ | -------------------: | ----: |",
+        "| a      | 0.500 [0.400, 0.600] | 0.250 |",
+        "| bcd    |                    – | 0.125 |",
+    ]
+    assert markdown(["x", "y"], [["1", "22"]]).splitlines()[0] == "| x |  y |"
