@@ -16,8 +16,8 @@ import json
 from pathlib import Path
 
 from hanorec import distributed
-from hanorec.data.dataset import Dataset, open_dataset, split_examples
-from hanorec.data.examples import Example
+from hanorec.data.dataset import TOY_FOLDER, Dataset, open_dataset, split_examples
+from hanorec.data.examples import HISTORY, Example
 from hanorec.data.interactions import rng
 from hanorec.errors import DataError, exit_on_user_error
 from hanorec.evaluation.baselines import baseline_answers
@@ -34,6 +34,8 @@ from hanorec.models.images import CatalogImages
 from hanorec.models.prompts import Prompts
 from hanorec.training.options import EvaluationOptions, cache_folder, example_options, parse
 from hanorec.training.runs import load_run, read_config
+
+PROMPT_SETTINGS = ("list_candidates", "image_pixels", "image_views")  # with data, task and history: what a model reads
 
 
 def main() -> None:
@@ -53,15 +55,14 @@ def main() -> None:
         answers |= model_answers(run, data, examples, options, full_catalog)
     if not distributed.is_main_process():
         return
-    results = {method: measures(options.task, given, examples) for method, given in answers.items()}
+    results = {method: measures(options.task, each, examples) for method, each in answers.items()}
     by_length = measures_by_length(options.task, answers, examples)
     first_measure = "HR@10" if full_catalog else FIRST_MEASURE[options.task]
 
     print("\n" + results_table(results, first_measure))
     if len(by_length) > 1:
         counts = {length: sum(len(e.history) == length for e in examples) for length in by_length}
-        table = {length: {m: row[first_measure] for m, row in rows.items()} for length, rows in by_length.items()}
-        print("\nBy items in the history:\n\n" + by_length_table(table, counts, first_measure))
+        print("\nBy items in the history:\n\n" + by_length_table(by_length, counts, first_measure))
     for run in options.runs:
         share = share_of_possible(results, run, first_measure)
         if share is not None:
@@ -70,29 +71,41 @@ def main() -> None:
 
 
 def fill_from_runs(options: EvaluationOptions, configs: dict[str, dict]) -> None:
-    """Take data, task and history that were not given from the runs, and check that all runs can be put side by side.
+    """Take data, task and history, where they are not given, from the runs, and check that the runs are comparable.
 
-    Errors: DataError where two runs differ in one of them, or in whether their prompts list the candidates; where
-    --candidates all meets a task or a prompt that it does not go with.
+    configs: the config of each run in `options.runs`. Errors: DataError where two runs differ in one of these and it is
+    not given, or in a setting of their prompts; where --candidates all meets a task or prompts that it cannot rank.
     """
     first = options.runs[0]
-    for name in ("data", "task", "history", "list_candidates"):
-        if getattr(options, name, None) is not None:
-            continue  # given, so the same for all
-        for run, config in configs.items():
-            if config[name] != configs[first][name]:
-                option = name.replace("_", "-")
-                remedy = "" if name == "list_candidates" else f"give --{option}, or "
-                raise DataError(
-                    f"{first} and {run} cannot be compared: --{option} was {configs[first][name]!r} in {first} and "
-                    f"{config[name]!r} in {run}; {remedy}evaluate them apart"
-                )
-        if hasattr(options, name):
+    for name in ("data", "task", "history"):
+        if getattr(options, name) is None:
+            check_alike(name, configs, options.task, f"give --{name}, or evaluate them apart")
             setattr(options, name, configs[first][name])
+    for name in PROMPT_SETTINGS:
+        check_alike(name, configs, options.task, "evaluate them apart")
     if options.candidates == "all" and options.task != "next":
         raise DataError(f"--candidates all: ranks the next item; the task is {options.task}")
     if options.candidates == "all" and configs[first]["list_candidates"]:
         raise DataError(f"--candidates all: the prompts of {first} list the candidates, and cannot list all items")
+
+
+def check_alike(name: str, configs: dict[str, dict], task: str | None, remedy: str) -> None:
+    """Errors: DataError that names the first two runs that differ in a setting, and both values."""
+
+    def value(run: str):
+        if name == "data":  # one folder can be written in several ways
+            return str(Path(configs[run]["data"] or TOY_FOLDER).resolve())
+        if name == "history":
+            return configs[run]["history"] or HISTORY[task or configs[run]["task"]]
+        return configs[run][name]
+
+    first, *others = configs
+    for run in others:
+        if value(run) != value(first):
+            raise DataError(
+                f"{first} and {run} cannot be compared: --{name.replace('_', '-')} was {value(first)!r} in {first} and "
+                f"{value(run)!r} in {run}; {remedy}"
+            )
 
 
 def model_answers(
@@ -100,21 +113,19 @@ def model_answers(
 ) -> dict[str, Answers]:
     """A run's answers, once for each modality, by the name of their row in the table."""
     backbone, config = load_run(run)
-    images = CatalogImages(
-        backbone, data.catalog.images, frozen=True, cache=cache_folder(options), pixels=config["image_pixels"]
-    )
+    cache, pixels = cache_folder(options), config["image_pixels"]
+    images = CatalogImages(backbone, data.catalog.images, frozen=True, cache=cache, pixels=pixels)
     answers = {}
     for modality in options.modality:
-        images.set_modality(
-            backbone, "full" if modality == "no-titles" else modality, rng(options.seed, "shuffled")
-        )  # fmt: skip
+        mask_titles = modality == "no-titles"
+        images.set_modality(backbone, "full" if mask_titles else modality, rng(options.seed, "shuffled"))
         prompts = Prompts(
             backbone,
             images,
             data.catalog.titles,
             options.task,
             list_candidates=config["list_candidates"],
-            mask_titles=modality == "no-titles",
+            mask_titles=mask_titles,
         )
         name = run if modality == "full" else f"{run}, {modality}"
         answers[name] = answer_with_model(
@@ -130,9 +141,9 @@ def model_answers(
 
 def write_results(run: str, options: EvaluationOptions, results: dict, by_length: dict, examples: int) -> None:
     """evaluation-<split>-<task>.json: this run's measures, the baselines', and the options they were made with."""
-    others = [other for other in options.runs if other != run]
-    own = {method: m for method, m in results.items() if method.split(", ")[0] not in others}
-    content = {"options": vars(options), "examples": examples, "measures": own, "by_history_length": by_length}
+    other_runs = [other for other in options.runs if other != run]
+    measured = {method: row for method, row in results.items() if method.split(", ")[0] not in other_runs}
+    content = {"options": vars(options), "examples": examples, "measures": measured, "by_history_length": by_length}
     suffix = "-all" if options.candidates == "all" else ""
     path = Path(run) / f"evaluation-{options.split}-{options.task}{suffix}.json"
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

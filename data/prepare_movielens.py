@@ -155,11 +155,11 @@ def check_output(out: Path, overwrite: bool, sources: tuple[Path, ...]) -> None:
 
 def read_raw(folder: Path) -> tuple[list[Rating], dict[int, str]]:
     """All ratings in file order, and the title of every movie id in reading order."""
-    found = [names for names in FORMATS if (folder / names[0]).is_file() and (folder / names[2]).is_file()]
-    if len(found) != 1:
+    formats = [names for names in FORMATS if (folder / names[0]).is_file() and (folder / names[2]).is_file()]
+    if len(formats) != 1:
         expected = "u.data and u.item, or ratings.dat and movies.dat"
         raise DataError(f"{folder}: expected {expected}; {listing(folder)}")
-    ratings_name, ratings_separator, movies_name, movies_separator = found[0]
+    ratings_name, ratings_separator, movies_name, movies_separator = formats[0]
     titles: dict[int, str] = {}
     for place, cells in rows(folder / movies_name, movies_separator, 2):
         movie, title = number(cells[0], place), reading_order(" ".join(cells[1].split()))
@@ -177,15 +177,15 @@ def read_raw(folder: Path) -> tuple[list[Rating], dict[int, str]]:
     return ratings, titles
 
 
-def rows(path: Path, separator: str, least: int) -> Iterator[tuple[str, list[str]]]:
+def rows(path: Path, separator: str, fewest: int) -> Iterator[tuple[str, list[str]]]:
     """(file:line, cells) of every row that is not blank. Both releases are latin-1."""
     with path.open(encoding="latin-1") as lines:
         for count, line in enumerate(lines, 1):
             cells = line.strip().split(separator)
-            if len(cells) >= least:
+            if len(cells) >= fewest:
                 yield f"{path}:{count}", cells
             elif cells != [""]:
-                expected = f"expected at least {least} cells separated by {separator!r}"
+                expected = f"expected at least {fewest} cells separated by {separator!r}"
                 raise DataError(f"{path}:{count}: {expected}, found {line.strip()!r}")
 
 
@@ -218,12 +218,12 @@ def find_posters(folder: Path, titles: dict[int, str], first_id: dict[int, int],
     files = sorted((path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES), reverse=True)
     by_stem = {path.stem: path for path in files} if by_id else {}
     by_title = {key(reading_order(path.stem)): path for path in files}
-    found: dict[int, Path] = {}
+    posters: dict[int, Path] = {}
     for movie, title in titles.items():
         path = by_stem.get(str(movie)) or by_title.get(key(title))
         if path:
-            found.setdefault(first_id[movie], path)
-    return found
+            posters.setdefault(first_id[movie], path)
+    return posters
 
 
 def key(title: str) -> str:
@@ -231,15 +231,16 @@ def key(title: str) -> str:
     return "".join(c for c in unicodedata.normalize("NFKD", title).casefold() if c.isalnum())
 
 
-def write_posters(posters: dict[int, Path], folder: Path, most: tuple[int, int] | None) -> set[int]:
-    """Write <movie>.<suffix> files; returns the movies whose poster cannot be read."""
+def write_posters(posters: dict[int, Path], folder: Path, largest: tuple[int, int] | None) -> set[int]:
+    """Write <movie>.<suffix> files, shrunk to `largest` (width, height in pixels); returns the movies whose poster
+    cannot be read."""
     broken = set()
     for movie, path in tqdm(posters.items(), desc="posters", disable=None):
         image = load_image(path)
         if image is None:
             broken.add(movie)
-        elif most:
-            image.thumbnail(most, Image.Resampling.LANCZOS)
+        elif largest:
+            image.thumbnail(largest, Image.Resampling.LANCZOS)
             image.save(folder / f"{movie}.jpg", quality=90)
         else:
             shutil.copyfile(path, folder / f"{movie}{path.suffix.lower()}")
@@ -253,10 +254,10 @@ def choices(liked: list[Rating], first_id: dict[int, int], usable: set[int]) -> 
     for rating in liked:
         movie = first_id[rating.movie]
         if movie in usable:
-            mine = chosen.setdefault(rating.user, {})
-            repeated += movie in mine
-            mine.setdefault(movie)
-    return {user: list(mine) for user, mine in chosen.items()}, repeated
+            movies = chosen.setdefault(rating.user, {})
+            repeated += movie in movies
+            movies.setdefault(movie)
+    return {user: list(movies) for user, movies in chosen.items()}, repeated
 
 
 def write_tables(folder: Path, sequences: dict[int, list[int]], titles: dict[int, str]) -> None:

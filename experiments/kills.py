@@ -76,8 +76,8 @@ def one(stage: str, folder: Path, moment: float, expected: dict[str, str]) -> li
 
 
 def left(run: Path) -> dict[str, str]:
-    """The SHA-256 of every file of a run, less what names the folder."""
-    files = sorted(path for path in run.rglob("*") if path.is_file() and path.name != "config.json")
+    """The SHA-256 of every file of a run but those that name its folder: its config and its model card."""
+    files = sorted(path for path in run.rglob("*") if path.is_file() and path.name not in ("config.json", "README.md"))
     files = [path for path in files if "checkpoint" not in path.parent.name]  # a finished run may leave its last one
     return {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 

@@ -180,7 +180,7 @@ def test_runs_of_another_task_history_or_prompt_are_not_compared(script, toy_fol
 
     fails("top3", "task", "next", "top3")
     assert sft(script, toy_folder, runs, "short", "--history", 2)[0] == 0
-    fails("short", "history", None, 2)
+    fails("short", "history", 5, 2)
     assert sft(script, toy_folder, runs, "listing", "--list-candidates")[0] == 0
     fails("listing", "list-candidates", False, True)
     both = ("--runs", runs / "sft", runs / "short", "--candidates", 8, "--users", 4)

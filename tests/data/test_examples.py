@@ -40,8 +40,8 @@ def test_examples_depend_on_the_seed_alone(data, task):
     first = split_examples(data, "val", task, candidates=9)
     assert first == split_examples(data, "val", task, candidates=9)
     assert first != split_examples(data, "val", task, candidates=9, seed=1)
-    some = split_examples(data, "val", task, candidates=9, users=5)
-    assert set(some) <= set(first)  # fewer users, the same candidates
+    five_users = split_examples(data, "val", task, candidates=9, users=5)
+    assert set(five_users) <= set(first)  # fewer users, the same candidates
 
 
 def test_the_target_stands_anywhere_in_the_list(data):
@@ -51,7 +51,7 @@ def test_the_target_stands_anywhere_in_the_list(data):
     assert set(places) == set(range(5)) and max(places.values()) < 0.4 * sum(places.values())
 
 
-def test_a_yes_no_window_asks_once_for_the_target_and_once_for_another(data):
+def test_a_yes_no_window_gives_one_example_of_the_target_and_one_of_another_item(data):
     yes, no = split_examples(data, "test", "yesno", users=1)
     assert yes.candidates == yes.targets
     assert no.candidates == no.rejected[0] and no.candidates != no.targets
@@ -95,11 +95,6 @@ def test_a_catalogue_too_small_is_an_error_that_says_so(window):
         make_examples([window], Negatives(np.arange(10), np.ones(10, int)), "next", candidates=20)
 
 
-def test_more_candidates_than_items_is_an_error(data):
-    with pytest.raises(DataError, match="--candidates 9999: the catalogue has"):
-        split_examples(data, "test", "next", candidates=9999)
-
-
-def test_rows_too_short_are_skipped_and_counted(data):
-    with pytest.warns(UserWarning, match="rows are too short for the task top3"):
-        split_examples(data, "train", "top3", candidates=9)
+def test_neighbour_negatives_need_neighbours(window):
+    with pytest.raises(ValueError, match="needs each item's neighbours"):
+        Negatives(np.arange(50), np.ones(50, int), "neighbours").draw(window, 1, rng(0))

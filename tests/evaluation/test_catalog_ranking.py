@@ -8,10 +8,9 @@ import torch
 
 from hanorec.data.catalog import Catalog
 from hanorec.data.dataset import split_examples
-from hanorec.evaluation import catalog_ranking as full_ranking
-from hanorec.evaluation import metrics
+from hanorec.evaluation import catalog_ranking, metrics
 from hanorec.evaluation.catalog_ranking import Trie
-from hanorec.evaluation.ranking import FullCatalog, answer_with_model, answer_with_scorer, user_measures
+from hanorec.evaluation.ranking import FullCatalog, answer_with_model
 from hanorec.models.prompts import Prompts
 from hanorec.models.scoring import score
 
@@ -38,10 +37,10 @@ def brute_force(backbone, prompts, example, candidates) -> tuple[int, int]:
     return int((others > logps[0] + 1e-4).sum()), int(((others - logps[0]).abs() <= 1e-4).sum())
 
 
-@pytest.mark.parametrize("together", [1, 256])
-def test_places_equal_those_of_scoring_every_title(backbone, prompts, data, full_catalog, monkeypatch, together):
-    monkeypatch.setattr(full_ranking, "TOGETHER", together)
-    monkeypatch.setattr(full_ranking, "DEPTH", 10**6)  # never stop early: every place is exact
+@pytest.mark.parametrize("prefixes", [1, 256])
+def test_places_equal_those_of_scoring_every_title(backbone, prompts, data, full_catalog, monkeypatch, prefixes):
+    monkeypatch.setattr(catalog_ranking, "PREFIXES_PER_FORWARD", prefixes)
+    monkeypatch.setattr(catalog_ranking, "DEPTH", 10**6)  # never stop early: every place is exact
     examples = split_examples(data, "test", "next", users=12)
     answers = answer_with_model(backbone, prompts, examples, full_catalog=full_catalog, forward_tokens=700)
     expected = [brute_force(backbone, prompts, e, full_catalog.candidates(e)) for e in examples]
@@ -52,7 +51,7 @@ def test_places_equal_those_of_scoring_every_title(backbone, prompts, data, full
 def test_the_search_stops_at_its_depth_and_measures_stay_exact(backbone, prompts, data, full_catalog, monkeypatch):
     examples = split_examples(data, "test", "next", users=12)
     exact = np.array([brute_force(backbone, prompts, e, full_catalog.candidates(e)) for e in examples])
-    monkeypatch.setattr(full_ranking, "DEPTH", 20)
+    monkeypatch.setattr(catalog_ranking, "DEPTH", 20)
     ahead, tied = answer_with_model(backbone, prompts, examples, full_catalog=full_catalog).places.T
     near = exact[:, 0] < 20
     assert 0 < near.sum() < 12
@@ -63,17 +62,17 @@ def test_the_search_stops_at_its_depth_and_measures_stay_exact(backbone, prompts
 
 def test_few_titles_are_read_to_their_end(backbone, prompts, data, full_catalog, monkeypatch):
     """The point of the search: with few places asked for, few of the tokens of all titles are read."""
-    monkeypatch.setattr(full_ranking, "DEPTH", 5)
-    monkeypatch.setattr(full_ranking, "TOGETHER", 32)
+    monkeypatch.setattr(catalog_ranking, "DEPTH", 5)
+    monkeypatch.setattr(catalog_ranking, "PREFIXES_PER_FORWARD", 32)
     examples, read = split_examples(data, "test", "next", users=6), []
-    choose = full_ranking.Search.next
-    monkeypatch.setattr(full_ranking.Search, "next", lambda self, n: read.append(b := choose(self, n)) or b)
+    choose = catalog_ranking.Search.next
+    monkeypatch.setattr(catalog_ranking.Search, "next", lambda self, n: read.append(b := choose(self, n)) or b)
     answer_with_model(backbone, prompts, examples, full_catalog=full_catalog)
     nodes = len(Trie({item: prompts.name([item]) for item in data.warm}).children)
     assert 0 < sum(map(len, read)) < len(examples) * nodes / 4
 
 
-def test_items_of_one_title_are_tied_and_chosen_or_unfamiliar_items_do_not_count(backbone, prompts, data, full_catalog):
+def test_items_of_one_title_are_tied_and_chosen_or_cold_items_do_not_count(backbone, prompts, data, full_catalog):
     (example,) = split_examples(data, "test", "next", users=1)
     target, titles = example.targets[0], list(data.catalog.titles)
     twin, chosen = [i for i in data.warm.tolist() if i not in example.seen][0], example.history[0]
@@ -86,16 +85,8 @@ def test_items_of_one_title_are_tied_and_chosen_or_unfamiliar_items_do_not_count
     assert answer_with_model(backbone, renamed, [example], full_catalog=few).places.tolist() == [[0, 1]]
 
 
-def test_a_trie_shares_beginnings():
+def test_a_trie_shares_prefixes():
     trie = Trie({7: [1, 2, 9], 8: [1, 3, 9], 5: [1, 2, 9]})
     assert len(trie.children) == 6  # root, 1, 2, 9, 3, 9
     assert trie.path([1, 2, 9]) == [1, 2, 3] and trie.items[3] == [7, 5]
     assert [part.tolist() for part in trie.below(1)] == [[2, 3], [2, 4]]
-
-
-def test_baselines_rank_the_whole_catalogue_too(data, full_catalog):
-    examples = split_examples(data, "test", "next", users=5)
-    answers = answer_with_scorer(lambda e: np.zeros(len(e.candidates)), examples, "next", full_catalog)
-    sizes = [len(full_catalog.candidates(e)) for e in examples]
-    assert answers.places.tolist() == [[0, size - 1] for size in sizes]
-    np.testing.assert_allclose(user_measures("next", answers, examples)["HR@10"], 10 / np.array(sizes))

@@ -22,12 +22,7 @@ from PIL import Image, ImageOps
 
 from hanorec.errors import DataError
 
-IMAGE_SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-)  # where an item has several files, the first of these wins
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # where an item has several files, the first of these wins
 MAX_PIXELS = 50_000_000  # 150 MB once decoded to RGB; no poster or cover is that large
 HEADER_CELLS = {"item", "item_id", "id", "itemid"}
 
@@ -146,8 +141,8 @@ def listing(folder: Path, limit: int = 20) -> str:
     if not folder.is_dir():
         return f"there is no folder {folder}"
     names = sorted(os.listdir(folder))
-    shown = ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-    return f"{folder} holds {shown or 'nothing'}"
+    listed = ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    return f"{folder} holds {listed or 'nothing'}"
 
 
 def _titles_file(folder: Path) -> Path:
@@ -155,12 +150,12 @@ def _titles_file(folder: Path) -> Path:
         raise DataError(f"{folder}: no such folder")
     if (folder / "titles.csv").exists():
         return folder / "titles.csv"
-    found = sorted(folder.glob("*titles.csv"))
-    if len(found) > 1:
-        raise DataError(f"{folder}: several titles files: {', '.join(path.name for path in found)}")
-    if not found:
+    files = sorted(folder.glob("*titles.csv"))
+    if len(files) > 1:
+        raise DataError(f"{folder}: several titles files: {', '.join(path.name for path in files)}")
+    if not files:
         raise DataError(f"{folder}: no titles.csv or *titles.csv; {listing(folder)}")
-    return found[0]
+    return files[0]
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:

@@ -1,7 +1,8 @@
 """A dataset folder, opened: catalogue, splits, and the examples of a task.
 
 In: a folder in the layout of `data/README.md` (or none: then the toy catalogue is made) and the options that say
-how histories, candidates and negatives are drawn. Out: `Example`s of a split, the same for whoever asks.
+how histories, candidates and negatives are drawn. Out: the `Example`s of a split, so that the training scripts,
+`evaluate.py` and every baseline work on the same ones.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ TOY_FOLDER = Path("data/toy")
 
 @dataclass(frozen=True)
 class Dataset:
-    """counts [items]: how often each item occurs in the training rows; items that do are warm."""
+    """A folder with its catalogue and training rows. counts [items]: how often each item occurs in these rows."""
 
     folder: Path
     catalog: Catalog
@@ -33,11 +34,12 @@ class Dataset:
 
     @property
     def warm(self) -> np.ndarray:
+        """Indices of the warm items, those that occur in the training rows, in ascending order. The others are cold."""
         return np.flatnonzero(self.counts)
 
 
 def open_dataset(folder: str | Path | None) -> Dataset:
-    """Read catalogue and training rows. Without a folder: the toy catalogue, made on first use.
+    """Read catalogue and training rows. Without a folder it is the toy catalogue in `TOY_FOLDER`, made on first use.
 
     Errors: DataError as `read_catalog` and `read_sequences` raise it.
     """
@@ -65,25 +67,28 @@ def split_examples(
     neighbours: np.ndarray | None = None,
     seed: int = 2025,
 ) -> list[Example]:
-    """The examples of a split. users: only so many windows, drawn from all by the seed (None: all).
+    """The examples of a split.
 
+    history: most items in a history (None: the paper's number for the task). every: take every window of a row and not
+    only the last. users: take only so many windows, drawn by the seed (None: all). candidates, rejected: as in
+    `make_examples`. negatives, neighbours: strategy and neighbours of `Negatives`.
     Rows that are too short for the task are skipped, with one warning that counts them. Errors: DataError where
-    the split cannot be read, has no row long enough, or asks for more candidates than there are items.
+    the split cannot be read, has no row that is long enough, or where more candidates are wanted than there are items.
     """
     sequences = data.train if split == "train" else read_sequences(data.folder / f"{split}.tsv", data.catalog)
-    found, skipped = windows(sequences, history=history or HISTORY[task], targets=TARGETS[task], every=every)
+    all_windows, skipped = windows(sequences, history=history or HISTORY[task], targets=TARGETS[task], every=every)
     if skipped:
         warnings.warn(
             f"{data.folder / f'{split}.tsv'}: {skipped} of {len(sequences)} rows are too short for "
             f"the task {task} and are skipped",
             stacklevel=2,
         )
-    if not found:
+    if not all_windows:
         raise DataError(f"{data.folder / f'{split}.tsv'}: no row is long enough for the task {task}")
-    if users is not None and users < len(found):
-        drawn = np.random.default_rng(seed).choice(len(found), users, replace=False)
-        found = [found[i] for i in np.sort(drawn)]
+    if users is not None and users < len(all_windows):
+        chosen = np.random.default_rng(seed).choice(len(all_windows), users, replace=False)
+        all_windows = [all_windows[i] for i in np.sort(chosen)]
     if candidates > len(data.catalog):
         raise DataError(f"--candidates {candidates}: the catalogue has {len(data.catalog)} items")
     sampler = Negatives(data.warm, data.counts, negatives, neighbours)
-    return make_examples(found, sampler, task, candidates=candidates, rejected=rejected, seed=seed)
+    return make_examples(all_windows, sampler, task, candidates=candidates, rejected=rejected, seed=seed)

@@ -1,7 +1,7 @@
 """From windows of users' sequences to examples: history, targets, candidates, rejected items.
 
-In: `interactions.Window`s and a way to draw negatives. Out: `Example`s, drawn deterministically from the seed,
-the user and the window. Three tasks, as in the paper's experiments:
+In: `interactions.Window`s and a way to draw negatives. Out: `Example`s, a function of the seed, the user and the
+window. There are three tasks, as in the paper's experiments:
 
     next    name the next item                                 chosen: its title       rejected: another title
     top3    name the next three items in order                 chosen: three titles    rejected: three others
@@ -20,18 +20,18 @@ from hanorec.errors import DataError
 
 TASKS = ("next", "top3", "yesno")
 TARGETS = {"next": 1, "top3": 3, "yesno": 1}
-HISTORY = {"next": 5, "top3": 3, "yesno": 5}  # items a prompt shows, as in the paper
+HISTORY = {"next": 5, "top3": 3, "yesno": 5}  # most history items in a prompt, as in the paper
 STRATEGIES = ("random", "popularity", "neighbours")
 
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt with its chosen and rejected responses, in items.
+    """One prompt with its chosen and rejected responses, as catalogue indices.
 
-    candidates: the items the target is ranked among, in the order a prompt lists them; for yes/no the one item
-    asked about, which is a target (Yes) or not (No). rejected: for each pair the items of the rejected
-    response, as many as targets; for yes/no the item that was not chosen (the pair's hardness is
-    theirs, though both answers speak of one item). seen: every item of the user's row.
+    candidates: the items that the target is ranked among, in the order in which a prompt lists them; for yes/no the one
+    item of the question, which is a target (Yes) or not (No). rejected: for each pair the items of the rejected
+    response, as many as there are targets; for yes/no the item that was not chosen (the pair's hardness is that of the
+    two items, though both responses speak of one). seen: every item of the user's row.
     """
 
     user: str
@@ -49,12 +49,13 @@ class Example:
 
 @dataclass(frozen=True)
 class Negatives:
-    """Draws items a user has not chosen.
+    """Draws items that a user has not chosen.
 
-    pool [M]: the items to draw from: those that occur in training, so that a candidate is never given away by
-    never having been seen. strategy: "random", alike for all; "popularity", in proportion to `counts`;
-    "neighbours", alike among the K nearest of a target (`neighbours` [items, K]). The nearest item itself is
-    often one the user would have liked, so the K nearest are sampled and not taken in order.
+    pool [M]: the items to draw from. They are the warm ones, which occur in training, so that a negative is never given
+    away by never having been seen. counts [items]: how often each item occurs in training. strategy: "random", every
+    item with one probability; "popularity", in proportion to `counts`; "neighbours", every one of the K nearest items
+    of the targets with one probability (`neighbours` [items, K]). The nearest item itself is often one that the user
+    would have liked, so the K nearest are sampled and not taken in order.
     """
 
     pool: np.ndarray
@@ -65,10 +66,10 @@ class Negatives:
     def draw(
         self, window: Window, number: int, generator: np.random.Generator, *, hard: int | None = None
     ) -> list[int]:
-        """`number` distinct items of the pool, none of the user's row: the first `hard` (None: all) by the
-        strategy, the others at random.
+        """`number` distinct items of the pool, none of them from the user's row: the first `hard` (None: all) are drawn
+        by the strategy, the others at random.
 
-        Errors: DataError where the pool has too few.
+        Errors: DataError where the pool has too few items; ValueError for neighbours that were not given.
         """
         free = np.setdiff1d(self.pool, list(window.seen))
         if len(free) < number:
@@ -79,9 +80,9 @@ class Negatives:
         hard = number if hard is None else hard
         if self.strategy == "popularity":
             first = generator.choice(free, hard, replace=False, p=self.counts[free] / self.counts[free].sum())
-        elif (
-            self.strategy == "neighbours" and self.neighbours is not None
-        ):  # fewer than asked for where the user has chosen the others
+        elif self.strategy == "neighbours":  # fewer than `hard` where the user has chosen the others
+            if self.neighbours is None:
+                raise ValueError("negatives: the strategy neighbours needs each item's neighbours")
             near = np.intersect1d(free, self.neighbours[list(window.targets)])
             first = generator.permutation(near)[:hard]
         else:
@@ -101,8 +102,8 @@ def make_examples(
 ) -> list[Example]:
     """Examples of a task, in the order of the windows (yes/no: two a window, first the Yes).
 
-    candidates: how many items are ranked, targets included. rejected: how many rejected responses each example
-    has; they are drawn by `negatives.strategy` and are among the candidates, which are filled up at random.
+    candidates: how many items are ranked, targets included. rejected: how many rejected responses an example has; their
+    items are drawn by `negatives.strategy` and are among the candidates, which are filled up at random.
     Errors: DataError where the catalogue is too small for that.
     """
     examples = []
@@ -111,8 +112,8 @@ def make_examples(
         targets = window.targets
         if task == "yesno":
             other = negatives.draw(window, 1, generator)[0]
-            for asked in (*targets, other):
-                examples.append(Example(window.user, window.history, targets, (asked,), ((other,),), window.seen))
+            for item in (*targets, other):
+                examples.append(Example(window.user, window.history, targets, (item,), ((other,),), window.seen))
             continue
         hard = rejected * len(targets)
         others = negatives.draw(window, max(hard, candidates - len(targets)), generator, hard=hard)

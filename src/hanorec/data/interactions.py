@@ -99,18 +99,18 @@ def windows(
             "windows need targets >= 1 and history >= minimum_history >= 0, "
             f"not targets={targets}, history={history}, minimum_history={minimum_history}"
         )
-    found: list[Window] = []
+    result: list[Window] = []
     skipped = 0
     for sequence in sequences:
-        items, seen, before = sequence.items, frozenset(sequence.items), len(found)
+        items, seen, before = sequence.items, frozenset(sequence.items), len(result)
         last = len(items) - targets
         for position in range(minimum_history if every else max(minimum_history, last), last + 1):
             wanted = items[position : position + targets]
             past = tuple(item for item in items[max(0, position - history) : position] if item not in wanted)
             if len(past) >= minimum_history and len(set(wanted)) == targets:
-                found.append(Window(sequence.user, past, wanted, seen, position))
-        skipped += len(found) == before
-    return found, skipped
+                result.append(Window(sequence.user, past, wanted, seen, position))
+        skipped += len(result) == before
+    return result, skipped
 
 
 def popularity(sequences: Iterable[Sequence], n_items: int) -> np.ndarray:

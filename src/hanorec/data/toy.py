@@ -44,8 +44,9 @@ NAMES = tuple((onset + rime).capitalize() for rime in _RIMES for onset in _ONSET
 
 @dataclass(frozen=True)
 class World:
-    """What the toy world is made of. `affinity` is the log-odds that a user's favourite theme (or style) has
-    over another one; `spread` is the standard deviation of the log-popularity of the tastes."""
+    """What the toy world has. `warm_per_cell` and `cold_per_cell` count items of each theme and style; `affinity`
+    is the log-odds that a user's favourite theme (or style) has over another one; `spread` is the standard deviation
+    of the log-popularity of the tastes."""
 
     warm_per_cell: int = 8
     cold_per_cell: int = 5

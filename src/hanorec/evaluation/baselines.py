@@ -24,8 +24,8 @@ ORACLE_NAMES = {
 def baseline_answers(
     data: Dataset, examples: Sequence[Example], task: str, full_catalog: FullCatalog | None = None
 ) -> dict[str, Answers]:
-    """Random (a constant score, since ties are counted exactly), popularity in training, and where the dataset is a toy
-    world the Bayes-optimal observers.
+    """The answers of chance (a constant score, since ties are counted exactly), of popularity in training, and on a toy
+    world of the Bayes-optimal observers, by the name of their row in a table.
 
     Errors: DataError where `world.json` is not one of this catalogue.
     """

@@ -23,13 +23,13 @@ from hanorec.models.images import CatalogImages
 from hanorec.models.packing import Packed, Prompt, packed_inputs
 from hanorec.models.scoring import logits_at, pack_for
 
-DEPTH = 50  # the last place that any measure asks for
-TOGETHER = 256  # prefixes that one forward reads, of all users
+DEPTH = 50  # the last place that any measure counts
+PREFIXES_PER_FORWARD = 256  # of all users together
 
 
 class Trie:
-    """Token sequences as a tree: `children[node]` maps a token to a node, `items[node]` are those that end there.
-    Node 0 is the root; items of the same tokens end at the same node."""
+    """Titles as a tree of tokens: `children[node]` maps a token to a node, `items[node]` are the items whose titles end
+    there. Node 0 is the root; items of the same title end at the same node."""
 
     def __init__(self, sequences: dict[int, Sequence[int]]):
         self.children: list[dict[int, int]] = [{}]
@@ -45,14 +45,14 @@ class Trie:
         self._arrays: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def below(self, node: int) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens that go on from a node, and the nodes they lead to."""
+        """The tokens that follow a node and the nodes that they lead to, [children] each."""
         if node not in self._arrays:
             on = self.children[node]
             self._arrays[node] = np.fromiter(on.keys(), int, len(on)), np.fromiter(on.values(), int, len(on))
         return self._arrays[node]
 
     def path(self, tokens: Sequence[int]) -> list[int]:
-        """The nodes that a sequence of the trie goes through, the last one its end."""
+        """The nodes that a title's tokens lead through, less the root; the title ends at the last one."""
         nodes = [0]
         for token in tokens:
             nodes.append(self.children[nodes[-1]][token])
@@ -119,8 +119,8 @@ def places(
     """How many items are ahead of each target ([B], at least DEPTH means any number from there), and how many others
     have its very title ([B]).
 
-    targets: the target's tokens for each prompt, in the trie. allowed: for each prompt whether an item counts, false
-    for the target itself.
+    targets: each prompt's target as tokens, in the trie. allowed: for each prompt a test of whether an item counts,
+    false for the target itself.
     """
     cache, start = DynamicCache(), max(len(prompt.ids) for prompt in prompts)
     packed = pack_for(backbone, images, prompts, [[target] for target in targets])
@@ -133,16 +133,17 @@ def places(
     while active:
         if cache.get_seq_length() > start:
             cache.crop(start - cache.get_seq_length())  # leaves the prompts alone
-        chosen = [searches[b].next(max(1, TOGETHER // len(active))) for b in active]
+        chosen = [searches[b].next(max(1, PREFIXES_PER_FORWARD // len(active))) for b in active]
         rows = [row for row, prefixes in enumerate(chosen) if prefixes]
         if len(rows) < len(active):
             active, chosen = [active[row] for row in rows], [chosen[row] for row in rows]
             cache.batch_select_indices(torch.tensor(rows, device=backbone.device, dtype=torch.long))
         if active:
-            # A last token is never read, so each prefix gets one more: what is predicted there is what is asked.
-            answers = [[(*prefix.tokens, 0) for prefix in prefixes] for prefixes in chosen]
-            packed = pack_for(backbone, images, [prompts[b] for b in active], answers, start=start)
-            ends = torch.tensor([len(answer) for some in answers for answer in some]).cumsum(0) - 1
+            # A response's last token is predicted and never read, so each prefix gets one more token, whose
+            # distribution is the one wanted.
+            responses = [[(*prefix.tokens, 0) for prefix in prefixes] for prefixes in chosen]
+            packed = pack_for(backbone, images, [prompts[b] for b in active], responses, start=start)
+            ends = torch.tensor([len(tokens) for own in responses for tokens in own]).cumsum(0) - 1
             logps = iter(_next_logps(backbone, packed, packed.row[ends], packed.column[ends], cache, start, {}))
             for b, prefixes in zip(active, chosen):
                 for prefix in prefixes:

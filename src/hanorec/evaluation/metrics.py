@@ -32,10 +32,10 @@ def positions(scores: ArrayLike, target: ArrayLike) -> tuple[np.ndarray, np.ndar
         raise ValueError("scores hold NaN")
     if ((target < 0) | (target >= scores.shape[1])).any():
         raise ValueError(f"target must be a column of scores, 0 to {scores.shape[1] - 1}")
-    own = np.take_along_axis(scores, target.astype(np.int64)[:, None], axis=1)
-    if np.isneginf(own).any():
+    target_score = np.take_along_axis(scores, target.astype(np.int64)[:, None], axis=1)
+    if np.isneginf(target_score).any():
         raise ValueError("the target of a user has the score -inf, which marks an absent candidate")
-    return (scores > own).sum(1), (scores == own).sum(1) - 1
+    return (scores > target_score).sum(1), (scores == target_score).sum(1) - 1
 
 
 def hit_rate(ahead: ArrayLike, tied: ArrayLike, k: int) -> np.ndarray:

@@ -1,17 +1,17 @@
 """What is possible on the toy catalogue: the Bayes-optimal ranking, from words, images or both.
 
-In: a toy dataset's `world.json`. Out: a scorer for each observer: it takes an `Example` and returns a score for each
+In: a toy dataset's `world.json`. Out: a scorer for each observer, which takes an `Example` and returns a score for each
 of its candidates, proportional to the probability that this candidate is chosen next.
 
-A type's choices are independent draws of cells (theme, style), and within a cell every unseen item is alike. So
-the history's evidence about the type is the product of what the observer sees of each cell:
+The choices of a user of one type are independent draws of cells (theme, style), and within a cell every item that the
+user has not chosen is as likely as the others. So the history's evidence about the type is a product over its items:
 
     p(type | history) ∝ p(type) · Π p(what is seen of item t | type)
     p(next = c | history) = Σ_type p(type | history) · p(what is known of c | type) / (unseen items it may be)
 
-The words observer sees themes only, the images observer styles only, in the history and among the candidates.
-On the cold split candidates are warm, so a model may have learnt their style from training alone; there the
-one-sided observers are granted full knowledge of the candidates, and blind is only their view of the history.
+The observer "words" sees themes only and the observer "images" styles only, in the history and among the candidates.
+On the cold split the histories are cold and the candidates are warm, so that a model may know the candidates' styles
+from training alone. There both observers know theme and style of the candidates, and are blind in the history only.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def read_oracles(
 ) -> dict[str, Callable[[Example], np.ndarray]]:
     """The observers' scorers by name; empty where the dataset is no toy world.
 
-    pool: the items that targets are chosen from. know_candidates: the cold split's rule, see above.
+    pool [M]: the items that targets are chosen from. know_candidates: whether every observer knows theme and style of
+    the candidates, as on the cold split.
     Errors: DataError where `world.json` is not one of this catalogue.
     """
     path = folder / "world.json"
@@ -68,7 +69,7 @@ def read_oracles(
             posterior /= posterior.sum()
             unseen = np.setdiff1d(pool, history)
             alike = np.bincount(kind[known][unseen], minlength=kind[known].max() + 1)
-            # At least 1: a target that no training row has is the only one of its kind that it may be.
+            # At least 1, since a target that occurs in no training row is the only one of its kind that it may be.
             return posterior @ seen[known][:, candidates] / alike[kind[known][candidates]].clip(min=1)
 
         return score

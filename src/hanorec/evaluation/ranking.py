@@ -1,9 +1,9 @@
 """From examples to measures: every candidate scored by its exact log-likelihood, then the metrics.
 
-In: examples and something that scores their candidates (the model, or a baseline). Out: what a model answered
-(`Answers`) and, from it, one number a user and metric. A response's score is the log-probability of the whole
-title and its end, so no title wins because it is the beginning of another. Candidates are the example's own, or the
-whole catalogue (`FullCatalog`).
+In: examples and something that scores their candidates, a model or a baseline. Out: its answers (`Answers`) and, from
+them, one number a user and metric. A response's score is the log-probability of the whole title and its end, so no
+title wins because it is a prefix of another. The candidates are those of the example, or the whole catalogue
+(`FullCatalog`).
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ FULL_CUTOFFS = (10, 20, catalog_ranking.DEPTH)  # and among the whole catalogue
 
 
 class Answers(NamedTuple):
-    """What a recommender answered to U examples; None where the task does not ask for it."""
+    """What a recommender answered to U examples; a field is None where it does not belong to the task."""
 
-    scores: np.ndarray | None = None  # [U, C] next: one a candidate. [U, 1] yesno: of the item asked about
+    scores: np.ndarray | None = None  # [U, C] next: one a candidate. [U, 1] yesno: p(Yes) of the one candidate
     places: np.ndarray | None = None  # [U, 2] next, whole catalogue: items ahead of the target, items tied with it
     lists: np.ndarray | None = None  # [U, 3] top3: item indices, best first
     hard: np.ndarray | None = None  # [U] yesno: 1 where the answer is Yes
 
     def take(self, rows: np.ndarray) -> Answers:
         """The answers to some of the examples."""
-        return Answers(*(None if part is None else part[rows] for part in self))
+        return Answers(*(None if column is None else column[rows] for column in self))
 
 
 class FullCatalog:
-    """The whole catalogue as candidates: every item of `pool` that the user has not chosen, and the target."""
+    """The whole catalogue as candidates: every item of `pool` [M] that the user has not chosen, and the target."""
 
     def __init__(self, pool: np.ndarray):
         self.pool = frozenset(pool.tolist())
 
     def is_candidate(self, example: Example) -> Callable[[int], bool]:
-        """Whether an item is a candidate besides the target."""
+        """A test of whether an item is a candidate besides the target."""
         return lambda item: item in self.pool and item not in example.seen
 
     def candidates(self, example: Example) -> tuple[int, ...]:
-        """The target and then all others."""
+        """The target, and after it all other candidates."""
         return (*example.targets, *(self.pool - example.seen - set(example.targets)))
 
 
@@ -65,12 +65,15 @@ def answer_with_scorer(
     task: str,
     full_catalog: FullCatalog | None = None,
 ) -> Answers:
-    """The answers of a baseline or oracle, which scores an example's candidates. In top-3 lists ties fall at random."""
-    if full_catalog is not None:  # one user's candidates at a time: all users' would not fit
+    """The answers of a baseline or oracle; in top-3 lists ties fall at random.
+
+    scorer: takes an example and returns a score for each of its candidates, [C]; higher is better.
+    """
+    if full_catalog is not None:  # one user's candidates at a time: those of all users would not fit
         places = []
         for example in examples:
             scores = scorer(replace(example, candidates=full_catalog.candidates(example)))
-            places.append([part[0] for part in metrics.positions(scores[None], [0])])
+            places.append([counts[0] for counts in metrics.positions(scores[None], [0])])
         return Answers(places=np.array(places))
     scores = np.stack([scorer(example) for example in examples])
     if task != "top3":
@@ -91,9 +94,12 @@ def answer_with_model(
     full_catalog: FullCatalog | None = None,
     progress: str = "",
 ) -> Answers:
-    """The answers of the model, noise and dropout off; a forward takes `forward_tokens` tokens at most.
+    """The answers of a model, with noise and dropout off.
 
-    Top-3 lists are written one place after the other: the likeliest title, then the likeliest after it, …
+    A top-3 list is written one place after the other: the likeliest title, then the likeliest after it, and so on.
+    forward_tokens: most tokens in a forward. full_catalog: rank the whole catalogue (task next). progress: what a
+    progress bar says; without it there is none. Errors: DataError where a model whose responses cannot be packed is to
+    rank the whole catalogue.
     """
     model = backbone.model
     was_training = model.training
@@ -104,7 +110,7 @@ def answer_with_model(
         lengths = [prompts.length(e, [prompts.name([item]) for item in e.candidates]) for e in examples]
         answer_batch = _answer_batch
     else:
-        lengths = [2 * prompts.length(e, ()) for e in examples]  # what the search reads comes on top
+        lengths = [2 * prompts.length(e, ()) for e in examples]  # half of it for what the search reads
         titles = full_catalog.pool.union(*(e.targets for e in examples))
         trie = catalog_ranking.Trie({item: prompts.name([item]) for item in sorted(titles)})
         answer_batch = partial(_rank_full_catalog, trie=trie, full_catalog=full_catalog)
@@ -125,7 +131,7 @@ def answer_with_model(
 def validate(
     backbone: Backbone, prompts: Prompts, examples: Sequence[Example], forward_tokens: int
 ) -> tuple[str, float]:
-    """The measure that the best state is chosen by, and its value on held-out examples."""
+    """The name of the measure that the best state is chosen by, and its value on held-out examples, 0 to 1."""
     measure = MAIN_MEASURE[prompts.task]
     answers = answer_with_model(backbone, prompts, examples, forward_tokens=forward_tokens)
     return measure, point_measures(prompts.task, answers, examples)[measure]
@@ -176,15 +182,16 @@ def measures_by_length(
     groups = {}
     for length in sorted(set(lengths.tolist())):
         rows = np.flatnonzero(lengths == length)
-        group = [examples[row] for row in rows.tolist()]
-        groups[length] = {method: point_measures(task, given.take(rows), group) for method, given in answers.items()}
+        group = [examples[int(row)] for row in rows]
+        groups[length] = {method: point_measures(task, each.take(rows), group) for method, each in answers.items()}
     return groups
 
 
 def user_measures(task: str, answers: Answers, examples: Sequence[Example]) -> dict[str, np.ndarray]:
-    """One number an example and metric, [U]; yes/no measures belong to all users together, see `measures`."""
-    targets = np.array([example.targets for example in examples])
+    """One number an example and metric, [U], of the tasks next and top3. The measures of yes/no belong to all users
+    together, see `measures`."""
     if answers.lists is not None:
+        targets = np.array([example.targets for example in examples])
         return {
             "HR@3": metrics.list_hit_rate(answers.lists, targets),
             "NDCG@3": metrics.list_ndcg(answers.lists, targets),
@@ -195,8 +202,8 @@ def user_measures(task: str, answers: Answers, examples: Sequence[Example]) -> d
             **{f"HR@{k}": metrics.hit_rate(ahead, tied, k) for k in FULL_CUTOFFS},
             **{f"NDCG@{k}": metrics.ndcg(ahead, tied, k) for k in FULL_CUTOFFS},
         }
+    assert task == "next" and answers.scores is not None
     target = np.array([example.candidates.index(example.targets[0]) for example in examples])
-    assert answers.scores is not None, task
     ahead, tied = metrics.positions(answers.scores, target)
     return {
         **{f"HR@{k}": metrics.hit_rate(ahead, tied, k) for k in CUTOFFS},
@@ -206,8 +213,8 @@ def user_measures(task: str, answers: Answers, examples: Sequence[Example]) -> d
 
 
 def point_measures(task: str, answers: Answers, examples: Sequence[Example]) -> dict[str, float]:
-    """Every measure of a task. Yes/no: "AUC" from probabilities, "AUC hard" from the answers Yes and No, as the
-    authors compute it."""
+    """The value of every measure of a task. Those of yes/no are "AUC" from probabilities, and "AUC hard" from the
+    answers Yes and No, as the authors compute it."""
     if task != "yesno":
         return {name: float(values.mean()) for name, values in user_measures(task, answers, examples).items()}
     labels = np.array([example.candidates[0] in example.targets for example in examples])
@@ -233,7 +240,6 @@ def measures(task: str, answers: Answers, examples: Sequence[Example]) -> dict[s
 
 
 def _yesno_columns(answers: Answers) -> dict[str, np.ndarray]:
-    """The columns that AUC is computed from, by measure."""
     assert answers.scores is not None
     columns = {"AUC": answers.scores[:, 0]}
     return columns if answers.hard is None else columns | {"AUC hard": answers.hard}

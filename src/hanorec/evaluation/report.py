@@ -1,6 +1,6 @@
-"""Results as text: one table for a person, one dict for a file.
+"""Results as text for a person.
 
-In: measures by method, (value, low, high) each. Out: Markdown.
+In flow measures by method; out flow Markdown tables, and how far a method has come from popularity to what is possible.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ Measures = Mapping[str, tuple[float, float, float]]  # value and its 95 % interv
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """An aligned Markdown table; the first column to the left, the others to the right."""
+    """An aligned Markdown table. The first column is set to the left, the others to the right."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
@@ -23,7 +23,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def results_table(results: Mapping[str, Measures], main: str) -> str:
-    """Methods down, measures across; the main measure with its interval."""
+    """A table with a row for each method and a column for each measure; the measure `main` has its interval."""
     names = list(dict.fromkeys(name for measures in results.values() for name in measures))
     header = ["method", *(f"{name} [95 %]" if name == main else name for name in names)]
     rows = []
@@ -40,8 +40,10 @@ def results_table(results: Mapping[str, Measures], main: str) -> str:
 
 
 def share_of_possible(results: Mapping[str, Measures], method: str, measure: str) -> float | None:
-    """How much of the way from popularity to the oracle that sees both modalities a method has gone; None where there
-    is no such way: no oracle, an oracle that is not above popularity, or a method that is not."""
+    """How much of the way from popularity to the oracle that sees both modalities a method has gone, 0 to about 1.
+
+    None where this means nothing: there is no oracle, or the oracle or the method is not above popularity.
+    """
     try:
         low, high, value = (results[m][measure][0] for m in ("popularity", "oracle: words and images", method))
     except KeyError:
@@ -49,9 +51,15 @@ def share_of_possible(results: Mapping[str, Measures], method: str, measure: str
     return (value - low) / (high - low) if min(high, value) > low else None
 
 
-def by_length_table(groups: Mapping[int, Mapping[str, float]], counts: Mapping[int, int], measure: str) -> str:
-    """Methods down, history lengths across."""
-    lengths = sorted(groups)
+def by_length_table(
+    by_length: Mapping[int, Mapping[str, Mapping[str, float]]], counts: Mapping[int, int], measure: str
+) -> str:
+    """A table of one measure with a row for each method and a column for each length of history.
+
+    by_length: {length: {method: {measure: value}}}. counts: examples of each length.
+    """
+    lengths = sorted(by_length)
     header = [measure, *(f"{length} item{'s' * (length > 1)} (n={counts[length]})" for length in lengths)]
-    methods = list(groups[lengths[0]])
-    return markdown(header, [[m, *(f"{groups[length][m]:.3f}" for length in lengths)] for m in methods])
+    methods = list(by_length[lengths[0]])
+    rows = [[method, *(f"{by_length[length][method][measure]:.3f}" for length in lengths)] for method in methods]
+    return markdown(header, rows)

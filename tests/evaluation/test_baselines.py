@@ -1,0 +1,25 @@
+"""Baselines answer the same examples as a model does, among listed candidates and among the whole catalogue."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hanorec.data.dataset import split_examples
+from hanorec.evaluation.baselines import baseline_answers
+from hanorec.evaluation.ranking import FullCatalog, user_measures
+
+
+def test_baselines_answer_with_chance_popularity_and_what_is_possible(data):
+    examples = split_examples(data, "test", "next", candidates=4, users=5)
+    answers = baseline_answers(data, examples, "next")
+    oracles = {"oracle: words alone", "oracle: images alone", "oracle: words and images"}
+    assert set(answers) == {"random", "popularity"} | oracles
+    assert (answers["popularity"].scores[0] == data.counts[list(examples[0].candidates)]).all()
+
+
+def test_baselines_rank_the_whole_catalogue_too(data):
+    examples, full_catalog = split_examples(data, "test", "next", users=5), FullCatalog(data.warm)
+    answers = baseline_answers(data, examples, "next", full_catalog)["random"]
+    sizes = [len(full_catalog.candidates(e)) for e in examples]
+    assert answers.places.tolist() == [[0, size - 1] for size in sizes]
+    np.testing.assert_allclose(user_measures("next", answers, examples)["HR@10"], 10 / np.array(sizes))

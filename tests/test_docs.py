@@ -1,0 +1,185 @@
+"""What README and docs/ say is so: the worked example computes what it prints, links lead somewhere, and every option,
+function and test that a page names exists."""
+
+import doctest
+import importlib
+import re
+import shlex
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hanorec.training.options import DPOOptions, EvaluationOptions, SFTOptions
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SCRIPTS = {
+    script: {field.name.replace("_", "-") for field in fields(kind)}
+    for script, kind in (("train_sft.py", SFTOptions), ("train_dpo.py", DPOOptions), ("evaluate.py", EvaluationOptions))
+}
+HELP_OF_SCRIPTS = {"help"}
+CODE = ("", "src/hanorec", "tests", "experiments", "data")  # where a file that a page names may be
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def quoted(text: str) -> list[str]:
+    """What stands in backticks outside of fenced blocks."""
+    return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of every shell command in fenced blocks and in backticks."""
+    shell = "\n".join([*blocks(text, "bash"), *(code for code in quoted(text) if ".py" in code)]).replace("\\\n", " ")
+    parts = [part for line in shell.splitlines() for part in re.split(r"&&|;", line)]
+    return [shlex.split(part, comments=True) for part in parts]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives to a page's headings."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def declared_options(path: Path) -> set[str]:
+    """The options of one of the three scripts, or of another one as its source declares them."""
+    if path.name in SCRIPTS and path.parent == ROOT:
+        return SCRIPTS[path.name] | HELP_OF_SCRIPTS
+    return set(re.findall(r'"--([a-z-]+)"', path.read_text(encoding="utf-8")))
+
+
+def readme_table() -> list[list[str]]:
+    """The rows of the README's table: paper, formula, code, test."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text.split("| paper | formula | code | test |\n")[1].split("\n\n")[0]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()[1:]]
+
+
+def test_the_worked_example_computes_what_it_prints():
+    text = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
+    session = "\n".join(blocks(text, "python"))
+    assert session.count(">>>") > 20
+    assert set(re.findall(r"# Eqs?\. (\d+)", session)) == {"5", "6", "7", "8", "11", "12"}
+    runner = doctest.DocTestRunner(verbose=False)
+    report: list[str] = []
+    runner.run(doctest.DocTestParser().get_doctest(session, {}, "paper.md", "docs/paper.md", 0), out=report.append)
+    assert runner.failures == 0, "".join(report)
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+@each_page
+def test_links_lead_to_files_and_headings(page):
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith("http"):
+            continue
+        target, _, anchor = link.partition("#")
+        path = (page.parent / target).resolve() if target else page
+        assert path.exists(), f"{page.name}: {link}"
+        assert not anchor or anchor in anchors(path), f"{page.name}: {link}"
+
+
+@each_page
+def test_options_exist(page):
+    checked = 0
+    for words in commands(page.read_text(encoding="utf-8")):
+        script = next((place for place, word in enumerate(words) if word.endswith(".py")), None)
+        if script is None or words[0] == "pytest" or words[script].startswith("tests/"):
+            continue
+        path = next((path for folder in CODE if (path := ROOT / folder / words[script]).is_file()), None)
+        assert path, f"{page.name}: {words[script]}"
+        options = {word[2:].partition("=")[0] for word in words[script + 1 :] if word.startswith("--")}
+        assert options <= declared_options(path), f"{page.name}: {words}"
+        checked += 1
+    assert checked or page.name not in ("README.md", "results.md", "performance.md", "backbones.md")
+
+
+@each_page
+def test_options_in_sentences_exist(page):
+    known = set.union(*SCRIPTS.values(), HELP_OF_SCRIPTS)
+    for folder in ("experiments", "data"):
+        known |= {option for path in (ROOT / folder).glob("*.py") for option in declared_options(path)}
+    named = {option for code in quoted(page.read_text(encoding="utf-8")) for option in re.findall(r"--([a-z-]+)", code)}
+    assert named <= known, f"{page.name}: {named - known}"
+
+
+@each_page
+def test_files_and_tests_that_are_named_exist(page):
+    tests = {name for path in (ROOT / "tests").rglob("test_*.py") for name in _functions(path)}
+    for code in quoted(page.read_text(encoding="utf-8")):
+        if re.fullmatch(r"[\w/]+\.py", code):
+            assert any((ROOT / folder / code).is_file() for folder in CODE), f"{page.name}: {code}"
+        if re.fullmatch(r"test_\w+", code):
+            assert code in tests, f"{page.name}: {code}"
+
+
+def _functions(path: Path) -> list[str]:
+    return re.findall(r"^def (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_code_and_tests_of_the_readmes_table_exist():
+    functions = {row[0]: re.findall(r"`([\w.]+)`", row[2]) for row in readme_table()}
+    assert {f"Eq. {number}" for number in (5, 6, 7, 8, 11, 12)} <= functions.keys()
+    for paper, names in functions.items():
+        assert names or paper == "all of it"
+        for name in names:
+            module, function = name.rsplit(".", 1)
+            assert callable(getattr(importlib.import_module(f"hanorec.{module}"), function))
+    for row in readme_table():
+        assert re.search(r"`test_\w+`", row[3]), row[0]
+
+
+def test_functions_beside_the_equations_are_in_the_files_linked():
+    text = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
+    links = re.findall(r"\[`(\w+)`\]\(([^)]+\.py)\)", text)
+    assert len(links) >= 15
+    for name, path in links:
+        source = (ROOT / "docs" / path).read_text(encoding="utf-8")
+        assert re.search(rf"^(def|class) {name}\b", source, re.MULTILINE), f"{name} in {path}"
+
+
+@pytest.mark.parametrize("number", [5, 6, 7, 8, 11, 12])
+def test_every_equation_has_its_line_in_the_dpo_script(number):
+    source = (ROOT / "train_dpo.py").read_text(encoding="utf-8")
+    loop = source.split("def main()")[1].split("\ndef ")[0]
+    assert re.search(rf"#.*Eqs?\. (\d+, )*{number}\b", loop)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_tables_of_results_are_those_that_the_commands_wrote(page):
+    """Of the rows that evaluate.py and toy_seeds.py print; the README's table of the cold split has some of its cells."""
+    files = (ROOT / "experiments" / "results").glob("*.md")
+    written = {line for path in files for line in path.read_text(encoding="utf-8").splitlines()}
+    header = r"\| method .*\n(\|.*\n)+"
+    rows = [
+        row for table in re.finditer(header, (ROOT / page).read_text(encoding="utf-8")) for row in table[0].splitlines()
+    ]
+    assert rows
+    for row in rows:
+        assert row in written, row
+
+
+def test_the_readmes_cells_of_the_cold_split_are_measured():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    written = (ROOT / "experiments" / "results" / "main-job-cold.md").read_text(encoding="utf-8")
+    for run in ("runs/sft", "runs/hanorec"):
+        row = next(line for line in text.split("| HR@1, `cold` split")[1].splitlines() if line.startswith(f"| {run} |"))
+        cells = [cell.strip() for cell in row.strip("|").split("|")[1:]]
+        for modality, cell in zip(("", ", blank", ", shuffled", ", no-titles"), cells, strict=True):
+            assert re.search(rf"^\| {run}{modality} +\| {re.escape(cell)} \|", written, re.MULTILINE), (run, modality)
+
+
+def test_who_is_cited():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["cff-version"] == "1.2.0" and citation["authors"] and citation["title"] and citation["message"]
+    assert citation["preferred-citation"]["doi"] == "10.1145/3805712.3809590"
