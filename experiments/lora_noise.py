@@ -6,9 +6,9 @@
 
 First, how the log-probabilities of candidate titles under noise on LoRA weights (rank 8, alpha 32, the language model's
 linear layers) and under noise on logits go with the clean ones; the adapter is fresh (A random, B zero) or trained for
-a few steps. Second, how far the gradients of LoRA weights are from those at the noisy weights where the noise is added
-in place around the forward alone, as the authors' release does it, and the layers are computed again in the backward
-(reentrant gradient checkpointing); and where `perturbed_lora` is open around forward and backward.
+a few steps. Second, how far the gradients of LoRA weights are from those at the noisy weights where the noise is on
+around the forward alone, as in the authors' release, and the layers are computed again in the backward (reentrant
+gradient checkpointing); and where `perturbed_lora` is open around forward and backward.
 Writes experiments/results/lora_noise.json and .md.
 """
 
@@ -195,7 +195,7 @@ def gradient_differences(noise_std: float = 0.05) -> list[dict]:
 
     at_clean, rows = gradient(at_clean_weights), []
     for way, work, exact in (
-        ("in place, around the forward alone", in_place_around_forward, in_place_around_both),
+        ("around the forward alone", in_place_around_forward, in_place_around_both),
         ("`perturbed_lora`, around forward and backward", in_context, in_context),
     ):
         at_noisy = gradient(exact)

@@ -484,7 +484,7 @@ def test_gradients_are_those_at_the_noisy_weights_and_reach_the_stored_ones(mode
 
 
 def test_lora_noise_is_not_lost_in_the_forward_that_reentrant_checkpointing_computes_again(model):
-    """Noise added to the stored weights and taken away after the forward, as the authors' release does it, is gone
+    """Noise that is on around the forward alone, as in the authors' release, is gone
     when the backward computes the forward again: activations and gradients are then those of clean weights."""
     with L.perturbed_lora(model, 0.1, generator=seeded()):
         kept = gradients(model, X)

@@ -307,8 +307,8 @@ def perturbed_lora(model: nn.Module, noise_std: float, *, generator: torch.Gener
     """NoDO on LoRA weights, as the authors' release does it: A' = A + σ_n ε_A, B' = B + σ_n ε_B.
 
     Open it around one policy forward; with activation checkpointing, around its backward too, which computes the
-    forward again. (The release adds noise to the stored weights and takes it away after the forward: the forward that
-    is computed again is then without noise.) Noise is drawn once, at entry. Stored weights are not touched: since
+    forward again. (The release's noise ends with the forward: the one that is computed again is then without noise.)
+    Noise is drawn once, at entry. Stored weights are not touched: since
     (W + σε) x = W x + (σε) x, a hook adds the second part to the output of each matrix, and gradients reach x through
     both. One context may be open in another: their noise adds up.
 
