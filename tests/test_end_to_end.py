@@ -10,6 +10,7 @@ import sys
 import families
 import pytest
 import torch
+import yaml
 
 from hanorec.errors import exit_on_user_error
 from hanorec.models.backbone import load_backbone
@@ -300,6 +301,44 @@ def test_an_adapter_of_another_sft_model_is_refused(script, toy_folder, runs):
     sft(script, toy_folder, runs, "sft-moved", "--seed", 9, "--overwrite")
     status, _, errors = script("evaluate", "--runs", runs / "on-moved", "--candidates", 8)
     assert status == 2 and "made from another SFT run" in errors
+
+
+def test_titles_full_of_special_tokens_are_words_like_others(script, toy_folder, runs, tmp_path):
+    """In histories, in listed candidates, in responses, and in the embeddings that hardness comes from."""
+    folder = shutil.copytree(toy_folder, tmp_path / "toy")
+    lines = (folder / "titles.csv").read_text().splitlines()
+    special = ("<image>", "<|im_start|>", "<end_of_utterance>", "<fake_token_around_image>", "<|pad|>", "<global-img>")
+    renamed = [f"{line} {special[k % 6]} and {special[(k + 1) % 6]}" for k, line in enumerate(lines[1:])]
+    (folder / "titles.csv").write_text("\n".join([lines[0], *renamed]) + "\n")
+    status, _, errors = sft(script, folder, tmp_path, "sft", "--list-candidates")
+    assert status == 0, errors
+    status, _, errors = dpo(script, tmp_path, "hanorec")
+    assert status == 0, errors
+    status, out, errors = script("evaluate", "--runs", tmp_path / "hanorec", "--candidates", 8, "--users", 5)
+    assert status == 0 and "NDCG@10" in out, errors
+
+
+def test_a_run_made_in_one_precision_loads_in_another(script, toy_folder, runs):
+    """As where it trained on a GPU and is evaluated on a CPU: the reference is known by its files."""
+    few = ["--max-steps", 1, "--train-users", 4, "--validate-users", 2]
+    assert sft(script, toy_folder, runs, "half", "--dtype", "bfloat16", *few)[0] == 0
+    assert dpo(script, runs, "half-dpo", "--dtype", "bfloat16", *few, sft="half")[0] == 0
+    for name in ("half", "half-dpo"):
+        config = runs / name / "config.json"
+        config.write_text(config.read_text().replace('"bfloat16"', '"float32"'))
+    backbone, _ = load_run(runs / "half-dpo")
+    assert backbone.compute == torch.float32
+
+
+def test_a_finished_run_has_a_model_card(script, runs):
+    card = (runs / "hanorec" / "model" / "README.md").read_text()
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert metadata["library_name"] == "peft" and "dpo" in metadata["tags"]
+    assert "NDCG@10" in card and str(runs / "sft") in card and "| `noise_std` | `0.1` |" in card
+    code = card.split("```python\n")[1].split("```")[0]
+    scope: dict = {}
+    exec(code, scope)  # how to load it, as the card says
+    assert scope["policy"].active_adapters == ["default"]
 
 
 def test_broken_images_are_warned_about_and_counted(script, toy_folder, tmp_path):

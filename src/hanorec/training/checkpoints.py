@@ -33,9 +33,9 @@ def save(folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict) -> No
     try:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
-        for name, some in tensors.items():
+        for name, group in tensors.items():
             save_file(
-                {key: value.detach().cpu().contiguous() for key, value in some.items()}, fresh / f"{name}.safetensors"
+                {key: value.detach().cpu().contiguous() for key, value in group.items()}, fresh / f"{name}.safetensors"
             )
         (fresh / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
         for path in fresh.iterdir():
@@ -60,9 +60,9 @@ def load(folder: Path, use: Callable[[dict[str, dict[str, Tensor]], dict], None]
     `use` may refuse it by an exception. A newest one that is damaged or refused is passed over with a warning for the
     one before it. Errors: DataError where there are checkpoints but none can be used.
     """
-    found = [path for path in (folder / NEWEST, folder / BEFORE) if path.is_dir()]
+    existing = [path for path in (folder / NEWEST, folder / BEFORE) if path.is_dir()]
     problems = []
-    for path in found:
+    for path in existing:
         try:
             state = json.loads((path / "state.json").read_text(encoding="utf-8"))
             use({file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}, state)

@@ -141,7 +141,7 @@ class Run:
         return done % self.options.validate_every == 0 or done == self.total
 
     def keep_if_best(self, measure: str, value: float) -> None:
-        """Log a validation, and keep the state it was made in if there was no better one."""
+        """Log a validation, and keep the current weights if no earlier ones were better."""
         done = self.step + 1
         self._write({"step": self.step, "validation": round(value, 6), "measure": measure})
         if distributed.is_main_process():

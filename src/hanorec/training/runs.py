@@ -80,11 +80,11 @@ def read_config(folder: str | Path, kind: str | None = None) -> dict:
     path = Path(folder) / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        found = config["kind"]
+        actual = config["kind"]
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{folder}: not a run's folder ({path.name}: {error})") from error
-    if kind and found != kind:
-        raise DataError(f"{folder}: a run of kind {found!r}, not {kind!r}")
+    if kind and actual != kind:
+        raise DataError(f"{folder}: a run of kind {actual!r}, not {kind!r}")
     if not (Path(folder) / "finished.json").is_file():
         raise DataError(f"{folder}: this run is not finished; go on with --resume")
     return config
