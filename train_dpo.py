@@ -28,20 +28,14 @@ from hanorec.data.dataset import open_dataset, split_examples
 from hanorec.errors import exit_on_user_error
 from hanorec.evaluation.ranking import validate
 from hanorec.hardness import item_neighbours, pair_hardness
-from hanorec.losses import (
-    LossOutput,
-    RunningResponsiveness,
-    hanorec_loss,
-    log_ratio_margin,
-    perturbed_lora,
-    policy_responsiveness,
-)
+from hanorec.losses import LossOutput, log_ratio_margin, perturbed_lora, policy_responsiveness
 from hanorec.models.backbone import Backbone
 from hanorec.models.images import CatalogImages
 from hanorec.models.lora import add_lora, lora_options, prepare_for_training
 from hanorec.models.prompts import Prompts
 from hanorec.models.scoring import score, score_all
 from hanorec.training.loop import MicroBatch, Run
+from hanorec.training.objective import choose_objective, takes
 from hanorec.training.optimization import adamw, clip_gradients, cosine_learning_rate, seed_everything, total_steps
 from hanorec.training.options import DPOOptions, cache_folder, example_options, fill_defaults, parse
 from hanorec.training.pairs import PreferencePairs, chosen_and_rejected
@@ -76,7 +70,7 @@ def main() -> None:
     y = [[prompts.chosen(example), *prompts.rejected(example)] for example in examples]  # y_w, then every y_l
     reference_logps = score_all(reference, images, x, y, forward_tokens=options.forward_tokens, cache=cache)
     hardness = pair_hardness(similarities, examples, temperature=options.temperature)  # λ, Eqs. 5, 6
-    if options.loss == "dpo":
+    if options.hardness == "off" or not takes(options.loss, "hardness"):
         hardness = torch.ones_like(hardness)
     pairs = PreferencePairs(x, y, reference_logps, hardness)
     pairs_of_epoch = [pairs.of_epoch(epoch, options.rejected) for epoch in range(draws)]
@@ -86,7 +80,7 @@ def main() -> None:
     prepare_for_training(policy, options)
     optimizer = adamw(policy.model, options.weight_decay)
     scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.compute == torch.float16)  # else it does nothing
-    running = RunningResponsiveness() if options.recipe == "calibrated" else None
+    objective, running = choose_objective(options)  # running: what it keeps from batch to batch, if anything
     logit_noise = options.noise_std if options.noise == "logits" else 0.0
     lora_noise = options.noise_std if options.noise == "lora" else 0.0
     total = total_steps(len(examples), options)
@@ -99,22 +93,23 @@ def main() -> None:
                 group["lr"] = learning_rate
 
             pairs, micro_batches = pairs_of_epoch[run.epoch % draws], run.micro_batches(batch)
-            own = pairs[[i for micro in micro_batches for i in micro.indices]]  # this rank's share of the batch
-            weights = pair_weights(micro_batches, options.rejected).to(policy.device)
-            hardness = own.hardness.flatten().to(policy.device)  # λ
             with perturbed_lora(policy.model, lora_noise, generator=run.generator()):  # NoDO on the LoRA weights
-                # log π_θ(y_w|x) and log π_θ(y_l|x), with NoDO on the logits; then log π_ref of the same
-                logps = policy_logps(policy, images, pairs, micro_batches, run, noise_std=logit_noise)
-                run.require_finite("log π_θ", logps)
-                table = (*chosen_and_rejected(logps), *chosen_and_rejected(own.reference_logps.to(policy.device)))
-                if options.loss == "dpo":
-                    eta = torch.ones(())
+                # log π_θ(y_w|x) and log π_θ(y_l|x), with NoDO on the logits, of this rank's share of the batch
+                own_logps = policy_logps(policy, images, pairs, micro_batches, run, noise_std=logit_noise)
+                run.require_finite("log π_θ", own_logps)
+                logps, reference_logps, tokens, hardness = whole_batch(own_logps, pairs, micro_batches)
+                if takes(options.loss, "responsiveness"):  # HaNoRec
+                    pair_logps = (*chosen_and_rejected(logps), *chosen_and_rejected(reference_logps))
+                    gaps = options.beta * log_ratio_margin(*pair_logps)  # R = β₀ Δ, Eq. 7
+                    eta = running(gaps) if running else policy_responsiveness(gaps)  # η, Eq. 8, over the whole batch
+                    extra = {"responsiveness": 1.0 if options.responsiveness == "off" else eta}
                 else:
-                    gaps = options.beta * log_ratio_margin(*table)[weights > 0]  # R = β₀ Δ, Eq. 7
-                    gaps = distributed.all_gather(gaps)  # of the whole batch
-                    eta = running(gaps) if running else policy_responsiveness(gaps)  # η, Eq. 8
-                output = hanorec_loss(*table, hardness, beta=options.beta, responsiveness=eta)  # Eqs. 11, 12
-                loss = (output.losses * weights).sum()  # this rank's share of the mean over the batch's pairs
+                    extra = {"generator": run.generator()} if takes(options.loss, "generator") else {}
+                # By default losses.hanorec_loss: β = β₀ η λ of every pair, Eq. 11, and −log σ(β Δ), Eq. 12
+                output = objective(logps, reference_logps, lengths=tokens, hardness=hardness, **extra)
+                sft_loss = -(logps[:, 0] / tokens[:, 0]).mean()  # nats a token
+                loss = output.loss + options.sft_weight * sft_loss
+                loss = loss + 0.0 * own_logps.sum()  # all ranks go backward, also one without a share of the batch
                 scaler.scale(loss).backward()
 
             distributed.all_reduce_gradients(policy.model)
@@ -124,7 +119,7 @@ def main() -> None:
             scaler.update()
             optimizer.zero_grad()
             if run.should_log():
-                values = summary(output, hardness, weights > 0)
+                values = summary(output, options.beta, logps, tokens, hardness)
                 run.log(values | {"grad_norm": grad_norm, "learning_rate": learning_rate})
             if run.should_validate():
                 run.keep_if_best(*validate(policy, prompts, held_out, options.forward_tokens))
@@ -159,25 +154,38 @@ def policy_logps(
     return torch.cat([recomputed(micro.indices) for micro in micro_batches])
 
 
-def pair_weights(micro_batches: list[MicroBatch], rejected: int) -> Tensor:
-    """The weight of each pair in the mean over the batch, [n · R]."""
-    weights = torch.tensor([micro.weight for micro in micro_batches for _ in micro.indices])
-    return weights.repeat_interleave(rejected) / rejected
+def whole_batch(
+    own_logps: Tensor, pairs: PreferencePairs, micro_batches: list[MicroBatch]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The tables of all ranks' examples: log π_θ, log π_ref and tokens of the responses, [B, 1 + R], and λ, [B, R]. In
+    the first, this rank's own rows carry a gradient; an example of weight 0 is left out."""
+    indices = [i for micro in micro_batches for i in micro.indices if micro.weight > 0]
+    own = pairs[indices]
+    tokens = torch.tensor([[len(response) for response in responses] for responses in own.responses])
+    tables = (own.reference_logps, tokens.reshape(own.reference_logps.shape), own.hardness)
+    on_device = [table.to(own_logps.device, own_logps.dtype) for table in tables]
+    return tuple(map(distributed.all_gather_rows, (own_logps[: len(indices)], *on_device)))
 
 
-def summary(output: LossOutput, hardness: Tensor, counted: Tensor) -> dict[str, Tensor]:
-    """A step's line of the log, over the pairs of all ranks. margin: β Δ, the difference of the rewards, in nats."""
-    columns = (output.losses, output.beta, output.chosen_rewards, output.rejected_rewards, hardness)
-    losses, beta, chosen, rejected, hardness = distributed.all_gather(torch.stack(columns, dim=1)[counted]).T
+def summary(output: LossOutput, beta: float, logps: Tensor, tokens: Tensor, hardness: Tensor) -> dict[str, Tensor]:
+    """A step's line of the log. margin: the difference of the rewards, in nats (for HaNoRec β Δ). chosen_logp and
+    rejected_logp: log π_θ of a response, in nats, and in nats a token. adapted: the share of pairs whose β differs from
+    β₀ by more than 5 %."""
+    rewards = {"chosen_reward": output.chosen_rewards, "rejected_reward": output.rejected_rewards}
+    per_token = logps / tokens
     return {
-        "loss": losses.mean(),
-        "margin": (chosen - rejected).mean(),
-        "accuracy": (chosen > rejected).float().mean(),
-        "chosen_reward": chosen.mean(),
-        "rejected_reward": rejected.mean(),
-        "beta_mean": beta.mean(),
-        "beta_min": beta.min(),
-        "beta_max": beta.max(),
+        "loss": output.loss,
+        "margin": (output.chosen_rewards - output.rejected_rewards).mean(),
+        "accuracy": (output.chosen_rewards > output.rejected_rewards).float().mean(),
+        **{name: values.mean() for name, values in rewards.items()},
+        "chosen_logp": logps[:, 0].mean(),
+        "rejected_logp": logps[:, 1:].mean(),
+        "chosen_logp_per_token": per_token[:, 0].mean(),
+        "rejected_logp_per_token": per_token[:, 1:].mean(),
+        "beta_mean": output.beta.mean(),
+        "beta_min": output.beta.min(),
+        "beta_max": output.beta.max(),
+        "adapted": ((output.beta / beta - 1).abs() > 0.05).float().mean(),
         "hardness_mean": hardness.mean(),
         "hardness_std": hardness.std(correction=0),
         "responsiveness": output.responsiveness,

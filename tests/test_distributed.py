@@ -133,4 +133,4 @@ def test_two_processes_that_were_stopped_end_as_if_they_had_not_been(base, tmp_p
 def test_one_process_shares_with_nobody():
     assert (distributed.rank(), distributed.world_size(), distributed.is_main_process()) == (0, 1, True)
     assert distributed.map_over_ranks(str, [1, 2, 3]) == ["1", "2", "3"] and distributed.all_reduce_max(4) == 4
-    assert distributed.all_gather(torch.ones(2, 3)).equal(torch.ones(2, 3)) and not distributed.is_sharded()
+    assert distributed.all_gather_rows(torch.ones(2, 3)).equal(torch.ones(2, 3)) and not distributed.is_sharded()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import shutil
 import sys
 
@@ -14,6 +15,7 @@ import yaml
 
 from hanorec.errors import exit_on_user_error
 from hanorec.models.backbone import load_backbone
+from hanorec.preference_losses import OBJECTIVES
 from hanorec.training.runs import load_run
 
 FEW = [
@@ -102,6 +104,51 @@ def test_the_first_dpo_step_starts_at_the_reference(script, runs):
     first = log(runs / "dpo")[0]
     assert first["loss"] == pytest.approx(0.693147, abs=1e-4)
     assert first["beta_min"] == first["beta_max"] == pytest.approx(0.1) and first["hardness_std"] == 0
+
+
+SOME = ["--max-steps", 2, "--train-users", 8, "--validate-users", 2, "--overwrite", "--rejected", 3]
+
+
+@pytest.mark.parametrize("loss", OBJECTIVES)
+def test_every_objective_trains_and_tells_what_becomes_of_the_chosen_response(script, runs, loss):
+    status, _, errors = dpo(script, runs, "objective", "--loss", loss, *SOME)
+    assert status == 0, errors
+    lines = [line for line in log(runs / "objective") if "loss" in line]
+    assert len(lines) == 2 and all(math.isfinite(value) for line in lines for value in line.values())
+    for line in lines:
+        assert line["chosen_logp"] < line["chosen_logp_per_token"] < 0 and line["rejected_logp"] < 0
+        assert 0 <= line["adapted"] <= 1
+    config = json.loads((runs / "objective" / "config.json").read_text())
+    assert config["noise"] == ("logits" if loss.startswith("hanorec") else "none") and config["beta"] > 0
+
+
+def test_hanorec_without_its_parts_is_dpo(script, runs):
+    """λ = η = 1 and no noise: the same losses, step by step."""
+    off = ["--hardness", "off", "--responsiveness", "off", "--noise", "none"]
+    assert dpo(script, runs, "bare", *off, *SOME)[0] == 0
+    assert dpo(script, runs, "plain", "--loss", "dpo", *SOME)[0] == 0
+    assert log(runs / "bare") == log(runs / "plain")
+    assert dpo(script, runs, "bare-softmax", "--loss", "hanorec-softmax", *off, "--beta", 1, *SOME)[0] == 0
+    assert dpo(script, runs, "s-dpo", "--loss", "s-dpo", *SOME)[0] == 0
+    for bare, plain in zip(log(runs / "bare-softmax"), log(runs / "s-dpo"), strict=True):
+        assert bare == pytest.approx(plain, abs=1e-5)
+
+
+def test_the_sft_weight_adds_the_chosen_responses_negative_log_likelihood(script, runs):
+    """In the first step nothing has been learned: its loss is DPO's log 2 and the weighted likelihood a token."""
+    more = ["--loss", "dpo", "--lora-dropout", 0, *SOME]
+    assert dpo(script, runs, "weighted", "--sft-weight", 0.5, *more)[0] == 0
+    first = log(runs / "weighted")[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)  # the objective alone
+    assert dpo(script, runs, "unweighted", *more)[0] == 0
+    gradient, without = first["grad_norm"], log(runs / "unweighted")[0]["grad_norm"]
+    assert gradient > 2 * without  # what is added is felt
+
+
+@pytest.mark.parametrize("loss, part", [("dpo", "hardness"), ("s-dpo", "responsiveness"), ("dama", "responsiveness")])
+def test_a_part_that_an_objective_does_not_have_cannot_be_turned_off(script, runs, loss, part):
+    status, _, errors = dpo(script, runs, "partless", "--loss", loss, f"--{part}", "off")
+    assert status == 2 and f"--{part} off: the loss {loss} has none" in errors
 
 
 @pytest.mark.parametrize(

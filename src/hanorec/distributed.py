@@ -65,12 +65,15 @@ def map_over_ranks(work: Callable[[T], R], things: Sequence[T]) -> list[R]:
     return [result for row in zip(*shares) for result in row][: len(things)]
 
 
-def all_gather(values: Tensor) -> Tensor:
-    """The rows of all ranks' tensors, [n, …] each with an n of its own, in one tensor on the CPU without gradient."""
-    own = values.detach().cpu()
+def all_gather_rows(values: Tensor) -> Tensor:
+    """The rows of all ranks' tensors in one, on this rank's device: its own carry their gradient, the others none. A
+    loss of the result has on each rank the gradient of its own rows; the sum over ranks is that of the whole batch."""
     if world_size() == 1:
-        return own
-    return torch.cat([torch.tensor(rows).reshape(-1, *own.shape[1:]) for rows in gather_object([own.tolist()])])
+        return values
+    shares = [torch.tensor(share).to(values) for share in gather_object([values.detach().tolist()])]
+    rows = [share.reshape(-1, *values.shape[1:]) for share in shares]
+    rows[rank()] = values
+    return torch.cat(rows)
 
 
 def all_reduce_max(number: int) -> int:

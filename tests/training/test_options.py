@@ -82,7 +82,7 @@ def test_defaults_of_the_two_stages_and_of_evaluation(call):
         None,
     )
     assert (sft.batch_size, sft.lora_rank, sft.lora_alpha, sft.seed) == (16, 8, 32, 2025)
-    assert (dpo.beta, dpo.neighbours, dpo.noise, dpo.noise_std, dpo.temperature) == (0.1, 10, None, 0.1, None)
+    assert (dpo.beta, dpo.neighbours, dpo.noise, dpo.noise_std, dpo.temperature) == (None, 10, None, 0.1, None)
     assert (evaluation.runs, evaluation.modality, evaluation.candidates) == (
         ["runs/sft", "runs/hanorec"],
         ["full"],

@@ -254,7 +254,7 @@ class Run:
 
 def _mixed(*numbers: int) -> int:
     """One seed from several numbers."""
-    return int(np.random.SeedSequence([number % 2**32 for number in numbers]).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence([number % 2**32 for number in numbers]).generate_state(1, np.uint64)[0]) >> 1
 
 
 def epoch_order(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[list[int]]:

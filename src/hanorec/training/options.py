@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, Literal, Optional
 
 from hanorec.errors import DataError
+from hanorec.preference_losses import OBJECTIVES
 from hanorec.training.command_line import option, switch
 from hanorec.training.command_line import parse as parse
+from hanorec.training.objective import default_beta, takes
 
 Task = Literal["next", "top3", "yesno"]
 MODALITIES = ("full", "blank", "shuffled", "no-titles")
@@ -175,14 +177,27 @@ class DPODataOptions:
 class PreferenceOptions:
     _argument_group_name = "preference optimization"
 
-    loss: Literal["hanorec", "dpo"] = option(
-        "hanorec", "objective to minimise; dpo is HaNoRec with hardness and responsiveness at 1"
+    loss: str = option(
+        "hanorec", f"objective to minimise, one of {', '.join(OBJECTIVES)}", choices=tuple(OBJECTIVES), metavar="NAME"
     )
     recipe: Literal["paper", "calibrated"] = option(
         "paper",
         "paper takes Eqs. 5 and 8 as they stand; calibrated takes τ = 0.05 and a bounded, running responsiveness",
     )
-    beta: float = option(0.1, "β₀, the strength of the pull to the reference", least=1e-9)
+    hardness: Literal["on", "off"] = option("on", "weigh pairs by their hardness λ (Eq. 6); off takes λ = 1")
+    responsiveness: Literal["on", "off"] = option("on", "scale β by the policy's responsiveness η; off takes η = 1")
+    beta: Optional[float] = option(
+        None,
+        "β₀, the strength of the pull to the reference (default: that of the objective's paper; 0.1 for hanorec)",
+        least=1e-9,
+    )
+    sft_weight: float = option(
+        0.0, "weight of the chosen response's negative log-likelihood a token, added to the objective", least=0
+    )
+    label_smoothing: float = option(0.1, "cdpo: probability that a preference is wrong", least=0, most=0.499)
+    gamma: float = option(1.0, "simpo: γ, the reward margin to reach", least=0)
+    alpha: float = option(0.6, "beta-dpo: by how much β follows a batch's margins", least=0)
+    keep: float = option(0.8, "beta-dpo and dama: share of a batch's pairs that is drawn", least=1e-9, most=1)
     neighbours: int = option(10, "K, number of similar items that tell how hard a pair is (Eq. 5)", least=1)
     temperature: Optional[float] = option(
         None,
@@ -192,7 +207,7 @@ class PreferenceOptions:
     noise: Optional[Literal["logits", "lora", "none"]] = option(
         None,
         "where NoDO adds Gaussian noise: to the response logits (the paper), to the LoRA weights (the authors' "
-        "release), or nowhere (default: logits for the loss hanorec, none for dpo)",
+        "release), or nowhere (default: logits for HaNoRec, none for other objectives)",
     )
     noise_std: float = option(
         0.1, "σ_n, standard deviation of the noise; the paper: 0.1, and 0.05 on MicroLens", least=0
@@ -266,9 +281,10 @@ class EvaluationOptions(EvaluatedOptions, RankingOptions, EvaluationComputeOptio
 
 
 def fill_defaults(options: DPOOptions, sft_config: dict[str, Any]) -> None:
-    """Fill what was not given: `InheritedOptions` from the SFT run's config, noise and τ from loss and recipe.
+    """Fill what was not given: `InheritedOptions` from the SFT run's config, β₀, noise and τ from loss and recipe.
 
-    Errors: DataError for fresh negatives with the task yesno, whose rejected response is always the other answer.
+    Errors: DataError for fresh negatives with the task yesno, whose rejected response is always the other answer, and
+    for a part of HaNoRec turned off where the loss has no such part.
     """
     for inherited in fields(InheritedOptions):
         if getattr(options, inherited.name) is None:
@@ -276,7 +292,12 @@ def fill_defaults(options: DPOOptions, sft_config: dict[str, Any]) -> None:
     if options.fresh_negatives and options.task == "yesno":
         raise DataError("--fresh-negatives: the rejected response of a yes/no pair is always the other answer")
     if options.noise is None:
-        options.noise = "logits" if options.loss == "hanorec" else "none"
+        options.noise = "logits" if options.loss.startswith("hanorec") else "none"
+    if options.beta is None:
+        options.beta = default_beta(options.loss)
+    for part in ("hardness", "responsiveness"):
+        if getattr(options, part) == "off" and not takes(options.loss, part):
+            raise DataError(f"--{part} off: the loss {options.loss} has none; it is a part of hanorec")
     if options.temperature is None:
         options.temperature = 1.0 if options.recipe == "paper" else 0.05
 
