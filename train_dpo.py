@@ -32,6 +32,7 @@ from hanorec.losses import LossOutput, log_ratio_margin, perturbed_lora, policy_
 from hanorec.models.backbone import Backbone
 from hanorec.models.images import CatalogImages
 from hanorec.models.lora import add_lora, lora_options, prepare_for_training
+from hanorec.models.policy_negatives import policy_negatives
 from hanorec.models.prompts import Prompts
 from hanorec.models.scoring import score, score_all
 from hanorec.training.loop import MicroBatch, Run
@@ -55,16 +56,29 @@ def main() -> None:
     # The pairs, their hardness λ and log π_ref of their responses: computed once a run.
     similarities, neighbours = item_neighbours(reference, images, data.catalog, options.neighbours, cache=cache)
     draws = math.ceil(options.epochs) if options.fresh_negatives else 1  # draws of negatives: one an epoch, or one
+    from_policy = options.negatives == "policy"  # then drawn from a random pool, see below
     examples = split_examples(
         data,
         "train",
         every=options.windows == "every",
         users=options.train_users,
-        rejected=options.rejected * draws,
-        negatives=options.negatives,
+        rejected=options.negative_pool if from_policy else options.rejected * draws,
+        negatives="random" if from_policy else options.negatives,
         neighbours=neighbours.numpy(),
         **example_options(options),
     )
+    if from_policy:
+        examples = policy_negatives(
+            reference,
+            prompts,
+            examples,
+            options.rejected * draws,
+            candidates=options.candidates,
+            temperature=options.negative_temperature,
+            forward_tokens=options.forward_tokens,
+            cache=cache,
+            seed=options.seed,
+        )
     held_out = split_examples(data, "val", users=options.validate_users, **example_options(options))
     x = [prompts.prompt(example) for example in examples]
     y = [[prompts.chosen(example), *prompts.rejected(example)] for example in examples]  # y_w, then every y_l

@@ -122,6 +122,21 @@ def test_every_objective_trains_and_tells_what_becomes_of_the_chosen_response(sc
     assert config["noise"] == ("logits" if loss.startswith("hanorec") else "none") and config["beta"] > 0
 
 
+@pytest.mark.parametrize("negatives", ["random", "popularity", "neighbours", "policy"])
+@pytest.mark.parametrize("loss", ["hanorec", "hanorec-softmax", "s-dpo", "beta-dpo"])
+def test_objectives_go_with_every_kind_of_negatives(script, runs, loss, negatives):
+    more = ["--negatives", negatives, "--negative-pool", 7, "--fresh-negatives", "--epochs", 2]
+    status, _, errors = dpo(script, runs, "negatives", "--loss", loss, *SOME, *more)
+    assert status == 0, errors
+
+
+def test_a_pool_of_negatives_that_does_not_fit_is_an_error(script, runs):
+    status, _, errors = dpo(script, runs, "pool", "--negatives", "policy", "--negative-pool", 2, *SOME)
+    assert status == 2 and "--negative-pool 2: 3 rejected items" in errors
+    status, _, errors = dpo(script, runs, "pool", "--negatives", "policy", "--negative-pool", 9999, *SOME)
+    assert status == 2 and "9999 negatives asked for, but only" in errors
+
+
 def test_hanorec_without_its_parts_is_dpo(script, runs):
     """λ = η = 1 and no noise: the same losses, step by step."""
     off = ["--hardness", "off", "--responsiveness", "off", "--noise", "none"]
