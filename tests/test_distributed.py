@@ -115,7 +115,7 @@ def test_two_processes_that_were_stopped_end_as_if_they_had_not_been(base, tmp_p
     )
 
     def command(run: str) -> list[str]:
-        more = ["--output", str(tmp_path / run), "--max-steps", "40", "--validate-every", "15"]
+        more = ["--output", str(tmp_path / run), "--max-steps", "24", "--validate-every", "10"]
         return [*launcher, f"{name}.py", *arguments, *more]  # the last of an option counts
 
     assert subprocess.run(command("whole"), **settings).returncode == 0
