@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hanorec import distributed
+from hanorec.cache import weights_fingerprint
 from hanorec.data.dataset import open_dataset, split_examples
 from hanorec.errors import exit_on_user_error
 from hanorec.evaluation.ranking import validate
@@ -54,7 +55,8 @@ def main() -> None:
     prompts = Prompts(reference, images, data.catalog.titles, options.task, list_candidates=options.list_candidates)
 
     # The pairs, their hardness λ and log π_ref of their responses: computed once a run.
-    similarities, neighbours = item_neighbours(reference, images, data.catalog, options.neighbours, cache=cache)
+    kept = dict(weights=weights_fingerprint(reference.model.state_dict()), cache=cache)  # for later runs, too
+    similarities, neighbours = item_neighbours(reference, images, data.catalog, options.neighbours, **kept)
     draws = math.ceil(options.epochs) if options.fresh_negatives else 1  # draws of negatives: one an epoch, or one
     from_policy = options.negatives == "policy"  # then drawn from a random pool, see below
     examples = split_examples(
@@ -76,13 +78,13 @@ def main() -> None:
             candidates=options.candidates,
             temperature=options.negative_temperature,
             forward_tokens=options.forward_tokens,
-            cache=cache,
             seed=options.seed,
+            **kept,
         )
     held_out = split_examples(data, "val", users=options.validate_users, **example_options(options))
     x = [prompts.prompt(example) for example in examples]
     y = [[prompts.chosen(example), *prompts.rejected(example)] for example in examples]  # y_w, then every y_l
-    reference_logps = score_all(reference, images, x, y, forward_tokens=options.forward_tokens, cache=cache)
+    reference_logps = score_all(reference, images, x, y, forward_tokens=options.forward_tokens, **kept)
     hardness = pair_hardness(similarities, examples, temperature=options.temperature)  # λ, Eqs. 5, 6
     if options.hardness == "off" or not takes(options.loss, "hardness"):
         hardness = torch.ones_like(hardness)
@@ -99,19 +101,19 @@ def main() -> None:
     lora_noise = options.noise_std if options.noise == "lora" else 0.0
     total = total_steps(len(examples), options)
     open_run(options, "dpo")
-    lengths = [prompts.length(example, answers[: 1 + options.rejected]) for example, answers in zip(examples, y)]
+    lengths = [prompts.length(prompt, responses[: 1 + options.rejected]) for prompt, responses in zip(x, y)]
     with Run(options, policy.model, optimizer, scaler, total=total, running=running) as run:
         for batch in run.batches([example.user for example in examples], lengths):
             learning_rate = cosine_learning_rate(run.step, total, options.learning_rate, options.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
 
-            pairs, micro_batches = pairs_of_epoch[run.epoch % draws], run.micro_batches(batch)
+            epoch_pairs, micro_batches = pairs_of_epoch[run.epoch % draws], run.micro_batches(batch)
             with perturbed_lora(policy.model, lora_noise, generator=run.generator()):  # NoDO on the LoRA weights
                 # log π_θ(y_w|x) and log π_θ(y_l|x), with NoDO on the logits, of this rank's share of the batch
-                own_logps = policy_logps(policy, images, pairs, micro_batches, run, noise_std=logit_noise)
+                own_logps = policy_logps(policy, images, epoch_pairs, micro_batches, run, noise_std=logit_noise)
                 run.require_finite("log π_θ", own_logps)
-                logps, reference_logps, tokens, hardness = whole_batch(own_logps, pairs, micro_batches)
+                logps, reference_logps, tokens, hardness = whole_batch(own_logps, epoch_pairs, micro_batches)
                 if takes(options.loss, "responsiveness"):  # HaNoRec
                     pair_logps = (*chosen_and_rejected(logps), *chosen_and_rejected(reference_logps))
                     gaps = options.beta * log_ratio_margin(*pair_logps)  # R = β₀ Δ, Eq. 7

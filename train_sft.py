@@ -59,7 +59,7 @@ def main() -> None:
     scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.compute == torch.float16)  # else it does nothing
     total = total_steps(len(examples), options)
     open_run(options, "sft")
-    lengths = [prompts.length(example, [response]) for example, response in zip(examples, y)]
+    lengths = [prompts.length(prompt, [response]) for prompt, response in zip(x, y)]
     with Run(options, policy.model, optimizer, scaler, total=total) as run:
         for batch in run.batches([example.user for example in examples], lengths):
             learning_rate = cosine_learning_rate(run.step, total, options.learning_rate, options.warmup)

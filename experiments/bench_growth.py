@@ -92,7 +92,7 @@ def padding(data, backbone: Backbone, images: CatalogImages) -> dict:
     """What padding adds to the tokens of SFT's batches of 16 windows."""
     examples = split_examples(data, "train", "next", every=True)
     prompts = Prompts(backbone, images, data.catalog.titles, "next", list_candidates=False)
-    lengths = np.array([prompts.length(e, [prompts.chosen(e)]) for e in examples])
+    lengths = np.array([prompts.length(prompts.prompt(e), [prompts.chosen(e)]) for e in examples])
     shuffled = np.random.default_rng(0).permutation(len(lengths))
     ways = {
         "shuffled": [shuffled[at : at + 16] for at in range(0, len(shuffled), 16)],

@@ -141,7 +141,7 @@ def set_up(args: argparse.Namespace) -> SimpleNamespace:
         args=args, data=data, examples=examples, policy=backbone, images=images, prompts=prompts,
         responses=responses, turn=0, facts=facts, spent={}, reference_logps=None, optimizer=None,
     )  # fmt: skip
-    lengths = [prompts.length(e, answers) for e, answers in zip(examples, responses)]
+    lengths = [prompts.length(prompts.prompt(e), answers) for e, answers in zip(examples, responses)]
     facts["tokens_a_response"] = sum(
         len(prompts.prompt(e).ids) + len(answer) for e, answers in zip(examples, responses) for answer in answers
     ) / sum(map(len, responses))

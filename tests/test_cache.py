@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from hanorec.cache import cached
+from hanorec.cache import cached, weights_fingerprint
 from hanorec.data.catalog import read_catalog
 from hanorec.data.dataset import split_examples
 from hanorec.models.backbone import load_backbone
@@ -152,7 +152,8 @@ def reference(backbone, folder, tmp_path, data, monkeypatch):
         change(model, prompts, responses)
         before = sum(scored)
         x = [prompts.prompt(e) for e in examples]
-        table = score_all(model, images, x, responses, forward_tokens=200, cache=tmp_path / "c")
+        weights = weights_fingerprint(model.model.state_dict())
+        table = score_all(model, images, x, responses, weights=weights, forward_tokens=200, cache=tmp_path / "c")
         return table, sum(scored) - before, (model, images, x, responses)
 
     return ask

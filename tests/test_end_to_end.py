@@ -15,7 +15,10 @@ import yaml
 
 from hanorec.errors import exit_on_user_error
 from hanorec.models.backbone import load_backbone
+from hanorec.models.packing import Prompt
 from hanorec.preference_losses import OBJECTIVES
+from hanorec.training.loop import MicroBatch
+from hanorec.training.pairs import PreferencePairs
 from hanorec.training.runs import load_run
 
 FEW = [
@@ -150,7 +153,7 @@ def test_hanorec_without_its_parts_is_dpo(script, runs):
 
 
 def test_the_sft_weight_adds_the_chosen_responses_negative_log_likelihood(script, runs):
-    """In the first step nothing has been learned: its loss is DPO's log 2 and the weighted likelihood a token."""
+    """The logged loss is the objective alone, log 2 in the first step; the gradient has what is added, too."""
     more = ["--loss", "dpo", "--lora-dropout", 0, *SOME]
     assert dpo(script, runs, "weighted", "--sft-weight", 0.5, *more)[0] == 0
     first = log(runs / "weighted")[0]
@@ -401,6 +404,25 @@ def test_a_finished_run_has_a_model_card(script, runs):
     scope: dict = {}
     exec(code, scope)  # how to load it, as the card says
     assert scope["policy"].active_adapters == ["default"]
+
+
+def test_the_card_of_an_adapter_on_the_tiny_backbone_loads_it(script, toy_folder, runs):
+    assert sft(script, toy_folder, runs, "carded", "--lora", "on")[0] == 0
+    code = (runs / "carded" / "model" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    scope: dict = {}
+    exec(code, scope)
+    assert scope["model"].active_adapters == ["default"]
+
+
+def test_a_rank_without_a_share_of_the_batch_adds_no_row():
+    from train_dpo import whole_batch
+
+    pairs = PreferencePairs([Prompt([1], [])], [[[4, 5], [6]]], torch.tensor([[-1.0, -2.0]]), torch.tensor([[0.9]]))
+    own_logps = torch.tensor([[-1.5, -2.5]], requires_grad=True)
+    shapes = [tuple(table.shape) for table in whole_batch(own_logps, pairs, [MicroBatch([0], 0.0)])]
+    assert shapes == [(0, 2), (0, 2), (0, 2), (0, 1)]
+    logps, _, tokens, _ = whole_batch(own_logps, pairs, [MicroBatch([0], 1.0)])
+    assert tokens.tolist() == [[2, 1]] and logps.requires_grad
 
 
 def test_broken_images_are_warned_about_and_counted(script, toy_folder, tmp_path):

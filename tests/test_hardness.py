@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from hanorec.cache import weights_fingerprint
 from hanorec.data.examples import Example
 from hanorec.errors import DataError
 from hanorec.hardness import embed_items, item_neighbours, nearest, pair_hardness
@@ -65,7 +66,8 @@ def test_neighbours_are_kept_until_a_title_the_model_or_k_changes(backbone, imag
     monkeypatch.setattr("hanorec.hardness.nearest", lambda e, k: made.append(k) or nearest(e, k))
 
     def ask(k=3, catalog=data.catalog):
-        return item_neighbours(backbone, images, catalog, k, cache=tmp_path)
+        weights = weights_fingerprint(backbone.model.state_dict())
+        return item_neighbours(backbone, images, catalog, k, weights=weights, cache=tmp_path)
 
     first = ask()
     assert all(a.equal(b) for a, b in zip(first, ask())) and len(made) == 1

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from hanorec.cache import cached, weights_fingerprint
+from hanorec.cache import cached
 from hanorec.data.catalog import Catalog, content_fingerprint
 from hanorec.data.examples import Example
 from hanorec.errors import DataError
@@ -63,10 +63,11 @@ def nearest(embeddings: Tensor, k: int, *, block: int = 1024) -> tuple[Tensor, T
 
 
 def item_neighbours(
-    backbone: Backbone, images: CatalogImages, catalog: Catalog, k: int, *, cache: Path | None = None
+    backbone: Backbone, images: CatalogImages, catalog: Catalog, k: int, *, weights: str, cache: Path | None = None
 ) -> tuple[Tensor, Tensor]:
     """`nearest` of the whole catalogue as the model sees it, kept in the folder `cache`.
 
+    weights: the fingerprint of the model's weights (`cache.weights_fingerprint`), under which they are kept.
     Returns: similarities and neighbours, [items, k] each. Errors: DataError where there are not k other items.
     """
 
@@ -74,7 +75,6 @@ def item_neighbours(
         similarities, neighbours = nearest(embed_items(backbone, images, catalog.titles), k)
         return {"similarities": similarities, "neighbours": neighbours}
 
-    weights = weights_fingerprint(backbone.model.state_dict()) if cache else ""
     files = [path if path is not None else "no image" for path in catalog.images]
     made = cached(cache, "neighbours", content_fingerprint(weights, str(k), *catalog.titles, *files), make)
     return made["similarities"], made["neighbours"]

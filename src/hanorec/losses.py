@@ -308,9 +308,9 @@ def perturbed_lora(model: nn.Module, noise_std: float, *, generator: torch.Gener
 
     Open it around one policy forward; with activation checkpointing, around its backward too, which computes the
     forward again. (The release's noise ends with the forward: the one that is computed again is then without noise.)
-    Noise is drawn once, at entry. Stored weights are not touched: since
-    (W + σε) x = W x + (σε) x, a hook adds the second part to the output of each matrix, and gradients reach x through
-    both. One context may be open in another: their noise adds up.
+    Noise is drawn once, at entry. Stored weights are not touched: since (W + σε) x = W x + (σε) x, a hook adds the
+    second part to the output of each matrix, and gradients reach x through both. One context may be open in another:
+    their noise adds up.
 
     Weights may be sharded over processes (FSDP): noise has the shape of the whole weight, and is the same in every
     process if their generators are seeded alike. Not supported: LoRA on embeddings (`lora_embedding_A`, no noise).

@@ -19,11 +19,11 @@ def drawn(backbone, images, data):
     examples = split_examples(data, "train", "next", users=40, candidates=8, rejected=12)
 
     def draw(rejected, **options):
-        return policy_negatives(backbone, prompts, examples, rejected, candidates=8, **options)
+        return policy_negatives(backbone, prompts, examples, rejected, weights="", candidates=8, **options)
 
     pools = [[items[0] for items in example.rejected] for example in examples]
     titles = [[prompts.name([item]) for item in pool] for pool in pools]
-    return draw, pools, score_all(backbone, images, [prompts.prompt(e) for e in examples], titles).numpy()
+    return draw, pools, score_all(backbone, images, [prompts.prompt(e) for e in examples], titles, weights="").numpy()
 
 
 def test_drawn_items_are_of_the_pool_and_among_the_candidates(drawn):

@@ -107,10 +107,10 @@ def answer_with_model(
     if full_catalog is not None and backbone.layout.plain:
         raise DataError(f"--candidates all: needs packed responses, but {backbone.layout.plain}")
     if full_catalog is None:
-        lengths = [prompts.length(e, [prompts.name([item]) for item in e.candidates]) for e in examples]
+        lengths = [prompts.length(prompts.prompt(e), [prompts.name([item]) for item in e.candidates]) for e in examples]
         answer_batch = _answer_batch
     else:
-        lengths = [2 * prompts.length(e, ()) for e in examples]  # half of it for what the search reads
+        lengths = [2 * prompts.length(prompts.prompt(e), ()) for e in examples]  # half of it for what the search reads
         titles = full_catalog.pool.union(*(e.targets for e in examples))
         trie = catalog_ranking.Trie({item: prompts.name([item]) for item in sorted(titles)})
         answer_batch = partial(_rank_full_catalog, trie=trie, full_catalog=full_catalog)

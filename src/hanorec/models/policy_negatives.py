@@ -26,6 +26,7 @@ def policy_negatives(
     examples: Sequence[Example],
     rejected: int,
     *,
+    weights: str,
     candidates: int = 20,
     temperature: float = 1.0,
     forward_tokens: int = 8192,
@@ -37,6 +38,7 @@ def policy_negatives(
     Args:
         examples: of the task "next", each with its pool as `rejected`, one item a response.
         rejected: number of items to draw for each.
+        weights, forward_tokens, cache: as in `score_all`.
         candidates: number of items that a prompt may list afterwards; the target and the drawn ones are among them.
         temperature: T; small values draw what the reference finds likeliest, large ones any item of the pool.
     Returns: the examples with `rejected` responses each, in the order in which their items were drawn.
@@ -49,7 +51,9 @@ def policy_negatives(
         raise DataError(f"--negative-pool {min(map(len, pools))}: {rejected} rejected items are to be drawn from it")
     x = [prompts.prompt(example) for example in examples]
     titles = [[prompts.name([item]) for item in pool] for pool in pools]
-    logps = score_all(reference, prompts.images, x, titles, forward_tokens=forward_tokens, cache=cache).numpy()
+    logps = score_all(
+        reference, prompts.images, x, titles, weights=weights, forward_tokens=forward_tokens, cache=cache
+    ).numpy()
     drawn = []
     for example, pool, row in zip(examples, pools, logps):
         # The largest of log-probability / T + Gumbel noise are a draw without replacement (arXiv 1903.06059).

@@ -91,7 +91,7 @@ class Prompts:
             return [self.answers["No" if example.candidates[0] in example.targets else "Yes"]]
         return [self.name(items) for items in example.rejected]
 
-    def length(self, example: Example, responses: Sequence[Sequence[int]]) -> int:
-        """Tokens that a forward reads for an example's prompt and these responses."""
+    def length(self, prompt: Prompt, responses: Sequence[Sequence[int]]) -> int:
+        """Tokens that a forward reads for a prompt and its responses."""
         copies = 1 if self.packed else max(1, len(responses))
-        return copies * len(self.prompt(example).ids) + sum(map(len, responses))
+        return copies * len(prompt.ids) + sum(map(len, responses))

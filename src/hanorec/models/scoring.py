@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hanorec import distributed
-from hanorec.cache import cached, weights_fingerprint
+from hanorec.cache import cached
 from hanorec.data.catalog import content_fingerprint
 from hanorec.losses import perturbed_logits, token_logps
 from hanorec.models.backbone import Backbone
@@ -75,6 +75,7 @@ def score_all(
     prompts: Sequence[Prompt],
     responses: Sequence[Sequence[Sequence[int]]],
     *,
+    weights: str,
     forward_tokens: int = 8192,
     cache: Path | None = None,
 ) -> Tensor:
@@ -82,6 +83,7 @@ def score_all(
 
     Args:
         prompts, responses: B prompts with R responses each.
+        weights: the fingerprint of the model's weights (`cache.weights_fingerprint`), under which they are kept.
         forward_tokens: tokens a forward takes at most.
     Returns: [B, R] in nats, float32 on the CPU.
     """
@@ -102,7 +104,7 @@ def score_all(
 
     sequences = [ids for prompt, answers in zip(prompts, responses) for ids in (prompt.ids, prompt.images, *answers)]
     fingerprint = content_fingerprint(
-        weights_fingerprint(backbone.model.state_dict()) if cache else "",
+        weights,
         images.fingerprint,
         np.array([len(ids) for ids in sequences], dtype=np.int32),
         np.array([id for ids in sequences for id in ids], dtype=np.int32),

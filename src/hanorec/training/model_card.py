@@ -69,6 +69,11 @@ def _how_to_load(folder: Path, kind: str, base: str, adapter: bool) -> str:
             f'model = AutoModelForImageTextToText.from_pretrained("{folder}/model")\n'
             f'processor = AutoProcessor.from_pretrained("{folder}/model")'
         )
+    if kind == "sft" and base == "tiny":
+        return (
+            "from peft import PeftModel\nfrom hanorec.models.backbone import load_backbone\n\n"
+            f'model = PeftModel.from_pretrained(load_backbone("tiny").model, "{folder}/model")'
+        )
     if kind == "sft":
         return (
             "from peft import PeftModel\nfrom transformers import AutoModelForImageTextToText\n\n"
