@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from hanorec import distributed
 from hanorec.cache import weights_fingerprint
 from hanorec.data.dataset import open_dataset, split_examples
+from hanorec.data.examples import groups
 from hanorec.errors import exit_on_user_error
 from hanorec.evaluation.ranking import validate
 from hanorec.hardness import item_neighbours, pair_hardness
@@ -34,11 +35,18 @@ from hanorec.models.backbone import Backbone
 from hanorec.models.images import CatalogImages
 from hanorec.models.lora import add_lora, lora_options, prepare_for_training
 from hanorec.models.policy_negatives import policy_negatives
-from hanorec.models.prompts import Prompts
+from hanorec.models.prompts import Prompts, windows_for
 from hanorec.models.scoring import score, score_all
 from hanorec.training.loop import MicroBatch, Run
 from hanorec.training.objective import choose_objective, takes
-from hanorec.training.optimization import adamw, clip_gradients, cosine_learning_rate, seed_everything, total_steps
+from hanorec.training.optimization import (
+    adamw,
+    clip_gradients,
+    cosine_learning_rate,
+    rows_per_step,
+    seed_everything,
+    total_steps,
+)
 from hanorec.training.options import DPOOptions, cache_folder, example_options, fill_defaults, parse
 from hanorec.training.pairs import PreferencePairs, chosen_and_rejected
 from hanorec.training.runs import check_output, load_sft, open_run, save_model
@@ -57,12 +65,13 @@ def main() -> None:
     # The pairs, their hardness λ and log π_ref of their responses: computed once a run.
     kept = dict(weights=weights_fingerprint(reference.model.state_dict()), cache=cache)  # for later runs, too
     similarities, neighbours = item_neighbours(reference, images, data.catalog, options.neighbours, **kept)
+    windows = windows_for(reference.layout, options.windows)
     draws = math.ceil(options.epochs) if options.fresh_negatives else 1  # draws of negatives: one an epoch, or one
     from_policy = options.negatives == "policy"  # then drawn from a random pool, see below
     examples = split_examples(
         data,
         "train",
-        every=options.windows == "every",
+        windows=windows,
         users=options.train_users,
         rejected=options.negative_pool if from_policy else options.rejected * draws,
         negatives="random" if from_policy else options.negatives,
@@ -82,13 +91,14 @@ def main() -> None:
             **kept,
         )
     held_out = split_examples(data, "val", users=options.validate_users, **example_options(options))
-    x = [prompts.prompt(example) for example in examples]
-    y = [[prompts.chosen(example), *prompts.rejected(example)] for example in examples]  # y_w, then every y_l
+    rows = groups(examples, nested=windows == "nested")  # the examples that one prompt x asks for
+    x = [prompts.nested(row) for row in rows]
+    y = [[title for e in row for title in (prompts.chosen(e), *prompts.rejected(e))] for row in rows]  # y_w, every y_l
     reference_logps = score_all(reference, images, x, y, forward_tokens=options.forward_tokens, **kept)
     hardness = pair_hardness(similarities, examples, temperature=options.temperature)  # λ, Eqs. 5, 6
     if options.hardness == "off" or not takes(options.loss, "hardness"):
         hardness = torch.ones_like(hardness)
-    pairs = PreferencePairs(x, y, reference_logps, hardness)
+    pairs = PreferencePairs(x, y, reference_logps.view(len(examples), -1), hardness)
     pairs_of_epoch = [pairs.of_epoch(epoch, options.rejected) for epoch in range(draws)]
 
     # The policy π_θ: the reference's weights with a fresh adapter on top. The reference is not needed any more.
@@ -99,11 +109,12 @@ def main() -> None:
     objective, running = choose_objective(options)  # running: what it keeps from batch to batch, if anything
     logit_noise = options.noise_std if options.noise == "logits" else 0.0
     lora_noise = options.noise_std if options.noise == "lora" else 0.0
-    total = total_steps(len(examples), options)
+    size = rows_per_step(rows, options)
+    total = total_steps(len(rows), size, options)
     open_run(options, "dpo")
-    lengths = [prompts.length(prompt, responses[: 1 + options.rejected]) for prompt, responses in zip(x, y)]
+    lengths = [prompts.length(prompt, responses) for prompt, responses in zip(x, pairs_of_epoch[0].responses)]
     with Run(options, policy.model, optimizer, scaler, total=total, running=running) as run:
-        for batch in run.batches([example.user for example in examples], lengths):
+        for batch in run.batches([row[0].user for row in rows], lengths, size):
             learning_rate = cosine_learning_rate(run.step, total, options.learning_rate, options.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
@@ -162,7 +173,7 @@ def policy_logps(
         run.seed(indices)
         own, generators = pairs[indices], [run.generator(i) for i in indices]
         logps = score(policy, images, own.prompts, own.responses, noise_std=noise_std, generators=generators)
-        return logps.view(len(indices), -1)
+        return logps.view(own.reference_logps.shape)
 
     if len(micro_batches) == 1:
         return forward(micro_batches[0].indices)
@@ -174,13 +185,13 @@ def whole_batch(
     own_logps: Tensor, pairs: PreferencePairs, micro_batches: list[MicroBatch]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The tables of all ranks' examples: log π_θ, log π_ref and tokens of the responses, [B, 1 + R], and λ, [B, R]. In
-    the first, this rank's own rows carry a gradient; an example of weight 0 is left out."""
+    the first, this rank's own rows carry a gradient; a prompt of weight 0 is left out."""
     indices = [i for micro in micro_batches for i in micro.indices if micro.weight > 0]
     own = pairs[indices]
-    tokens = torch.tensor([[len(response) for response in responses] for responses in own.responses])
+    tokens = torch.tensor([len(response) for responses in own.responses for response in responses])
     tables = (own.reference_logps, tokens.reshape(own.reference_logps.shape), own.hardness)
     on_device = [table.to(own_logps.device, own_logps.dtype) for table in tables]
-    return tuple(map(distributed.all_gather_rows, (own_logps[: len(indices)], *on_device)))
+    return tuple(map(distributed.all_gather_rows, (own_logps[: len(own.reference_logps)], *on_device)))
 
 
 def summary(output: LossOutput, beta: float, logps: Tensor, tokens: Tensor, hardness: Tensor) -> dict[str, Tensor]:

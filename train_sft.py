@@ -16,15 +16,23 @@ import torch
 
 from hanorec import distributed
 from hanorec.data.dataset import open_dataset, split_examples
+from hanorec.data.examples import groups
 from hanorec.errors import exit_on_user_error
 from hanorec.evaluation.ranking import validate
 from hanorec.models.backbone import load_backbone
 from hanorec.models.images import CatalogImages, vision_trains
 from hanorec.models.lora import add_lora, lora_options, prepare_for_training
-from hanorec.models.prompts import Prompts
+from hanorec.models.prompts import Prompts, windows_for
 from hanorec.models.scoring import score
 from hanorec.training.loop import Run
-from hanorec.training.optimization import adamw, clip_gradients, cosine_learning_rate, seed_everything, total_steps
+from hanorec.training.optimization import (
+    adamw,
+    clip_gradients,
+    cosine_learning_rate,
+    rows_per_step,
+    seed_everything,
+    total_steps,
+)
 from hanorec.training.options import SFTOptions, cache_folder, example_options, parse
 from hanorec.training.runs import check_output, open_run, save_model
 
@@ -34,13 +42,12 @@ def main() -> None:
     check_output(options)
     seed_everything(options.seed)
     data = open_dataset(options.data)
-    examples = split_examples(
-        data, "train", every=options.windows == "every", users=options.train_users, **example_options(options)
-    )
-    held_out = split_examples(data, "val", users=options.validate_users, **example_options(options))
     policy = load_backbone(
         options.backbone, dtype=options.dtype, views=options.image_views, remote_code=options.remote_code
     )
+    windows = windows_for(policy.layout, options.windows)
+    examples = split_examples(data, "train", windows=windows, users=options.train_users, **example_options(options))
+    held_out = split_examples(data, "val", users=options.validate_users, **example_options(options))
     if options.lora == "on" or (options.lora == "auto" and policy.parameters > 20_000_000):
         policy = add_lora(policy, **lora_options(options))
     images = CatalogImages(
@@ -51,26 +58,28 @@ def main() -> None:
         pixels=options.image_pixels,
     )
     prompts = Prompts(policy, images, data.catalog.titles, options.task, list_candidates=options.list_candidates)
-    x = [prompts.prompt(example) for example in examples]
-    y = [prompts.chosen(example) for example in examples]
+    rows = groups(examples, nested=windows == "nested")  # what one prompt x asks for: a title, or each one of a row
+    x = [prompts.nested(row) for row in rows]
+    y = [[prompts.chosen(example) for example in row] for row in rows]
 
     prepare_for_training(policy, options)
     optimizer = adamw(policy.model, options.weight_decay)
     scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.compute == torch.float16)  # else it does nothing
-    total = total_steps(len(examples), options)
+    size = rows_per_step(rows, options)
+    total = total_steps(len(rows), size, options)
     open_run(options, "sft")
-    lengths = [prompts.length(prompt, [response]) for prompt, response in zip(x, y)]
+    lengths = [prompts.length(prompt, responses) for prompt, responses in zip(x, y)]
     with Run(options, policy.model, optimizer, scaler, total=total) as run:
-        for batch in run.batches([example.user for example in examples], lengths):
+        for batch in run.batches([row[0].user for row in rows], lengths, size):
             learning_rate = cosine_learning_rate(run.step, total, options.learning_rate, options.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
 
-            tokens = sum(len(y[i]) for i in batch)
+            tokens = sum(len(response) for i in batch for response in y[i])
             loss = torch.zeros((), device=policy.device)
             for indices, weight in run.micro_batches(batch):  # this rank's share of the batch
                 run.seed(indices)
-                logps = score(policy, images, [x[i] for i in indices], [[y[i]] for i in indices])  # log π_θ(y|x)
+                logps = score(policy, images, [x[i] for i in indices], [y[i] for i in indices])  # log π_θ(y|x)
                 micro_loss = -logps.sum() / tokens * (weight > 0)  # nats a token, over the whole batch
                 scaler.scale(micro_loss).backward()
                 loss += micro_loss.detach()

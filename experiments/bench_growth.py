@@ -90,7 +90,7 @@ def made_up_titles(number: int, rng: np.random.Generator) -> list[str]:
 
 def padding(data, backbone: Backbone, images: CatalogImages) -> dict:
     """What padding adds to the tokens of SFT's batches of 16 windows."""
-    examples = split_examples(data, "train", "next", every=True)
+    examples = split_examples(data, "train", "next", windows="every")
     prompts = Prompts(backbone, images, data.catalog.titles, "next", list_candidates=False)
     lengths = np.array([prompts.length(prompts.prompt(e), [prompts.chosen(e)]) for e in examples])
     shuffled = np.random.default_rng(0).permutation(len(lengths))

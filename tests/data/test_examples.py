@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from hanorec.data.dataset import split_examples
-from hanorec.data.examples import Negatives, make_examples
-from hanorec.data.interactions import Window, read_sequences, rng
+from hanorec.data.examples import Negatives, groups, make_examples
+from hanorec.data.interactions import Sequence, Window, read_sequences, rng, windows
 from hanorec.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*rows are too short")
@@ -23,7 +23,7 @@ def test_no_negative_was_ever_chosen_and_no_target_leaks(data, task, strategy):
         np.tile(np.arange(len(data.catalog)), (len(data.catalog), 1)), axis=1
     )[:, :30]
     rows = {row.user: set(row.items) for row in read_sequences(data.folder / "train.tsv", data.catalog)}
-    examples = split_examples(data, "train", task, every=True, candidates=9, rejected=1 if task == "yesno" else 2,
+    examples = split_examples(data, "train", task, windows="every", candidates=9, rejected=1 if task == "yesno" else 2,
                               negatives=strategy, neighbours=neighbours)  # fmt: skip
     for example in examples:
         assert not set(example.targets) & set(example.history)
@@ -46,7 +46,7 @@ def test_examples_depend_on_the_seed_alone(data, task):
 
 def test_the_target_stands_anywhere_in_the_list(data):
     places = Counter(
-        e.candidates.index(e.targets[0]) for e in split_examples(data, "train", "next", every=True, candidates=5)
+        e.candidates.index(e.targets[0]) for e in split_examples(data, "train", "next", windows="every", candidates=5)
     )
     assert set(places) == set(range(5)) and max(places.values()) < 0.4 * sum(places.values())
 
@@ -98,3 +98,18 @@ def test_a_catalogue_too_small_is_an_error_that_says_so(window):
 def test_neighbour_negatives_need_neighbours(window):
     with pytest.raises(ValueError, match="needs each item's neighbours"):
         Negatives(np.arange(50), np.ones(50, int), "neighbours").draw(window, 1, rng(0))
+
+
+def test_nested_examples_are_grouped_while_their_histories_go_on_from_one_another():
+    rows = [Sequence("u", tuple(range(5))), Sequence("v", (0, 1))]
+    found, _ = windows(rows, history=2, which="nested")
+    assert [[w.targets[0] for w in group] for group in groups(found, nested=True)] == [[1, 2], [3, 4], [1]]
+    assert [[w.targets[0] for w in group] for group in groups(found, nested=False)] == [[1], [2], [3], [4], [1]]
+
+
+def test_of_nested_windows_whole_groups_are_drawn(data):
+    every = split_examples(data, "train", "next", windows="nested")
+    some = split_examples(data, "train", "next", windows="nested", users=len(every) // 4)
+    whole = {tuple(e.targets for e in group) for group in groups(every, nested=True)}
+    assert all(tuple(e.targets for e in group) in whole for group in groups(some, nested=True))
+    assert len(some) == pytest.approx(len(every) / 4, rel=0.15)

@@ -90,7 +90,7 @@ def test_the_papers_window_is_the_default():
 
 
 def test_every_window_of_a_row_oldest_first():
-    found, skipped = windows([ROW, Sequence("v", (3, 4))], history=2, every=True)
+    found, skipped = windows([ROW, Sequence("v", (3, 4))], history=2, which="every")
     assert [(window.user, window.history, window.targets, window.position) for window in found] == [
         ("u", (0,), (1,), 1),
         ("u", (0, 1), (2,), 2),
@@ -102,21 +102,40 @@ def test_every_window_of_a_row_oldest_first():
     assert skipped == 0
 
 
+def test_nested_windows_grow_within_chunks_that_are_cut_from_the_end_of_a_row():
+    """A row of 6 items and histories of at most 2: the chunks are 0 1, then 1 2 3, then 3 4 5, since the last window has
+    the whole history. Every item but the first is a target once."""
+    found, skipped = windows([Sequence("u", tuple(range(6)))], history=2, which="nested")
+    assert [(window.history, window.targets) for window in found] == [
+        ((0,), (1,)),
+        ((1,), (2,)),
+        ((1, 2), (3,)),
+        ((3,), (4,)),
+        ((3, 4), (5,)),
+    ]
+    assert skipped == 0
+
+
+def test_nested_windows_pass_over_a_target_that_their_chunk_has_shown():
+    found, _ = windows([Sequence("u", (0, 1, 0, 2))], history=3, which="nested")
+    assert [(window.history, window.targets) for window in found] == [((0,), (1,)), ((0, 1, 0), (2,))]
+
+
 def test_every_ends_with_the_last_window():
     for targets in (1, 3):
-        assert windows([ROW], targets=targets, every=True)[0][-1:] == windows([ROW], targets=targets)[0]
+        assert windows([ROW], targets=targets, which="every")[0][-1:] == windows([ROW], targets=targets)[0]
 
 
-@pytest.mark.parametrize("every", [False, True])
-def test_short_rows_are_skipped_and_counted(every):
+@pytest.mark.parametrize("which", ["last", "every", "nested"])
+def test_short_rows_are_skipped_and_counted(which):
     rows = [Sequence("w", (0,)), Sequence("x", (0, 1, 2)), Sequence("y", (0, 1, 2, 3)), Sequence("z", ())]
-    found, skipped = windows(rows, history=3, targets=2, minimum_history=2, every=every)
+    found, skipped = windows(rows, history=3, targets=2, minimum_history=2, which=which)
     assert found == [Window("y", (0, 1), (2, 3), frozenset(range(4)), 2)]
     assert skipped == 3
 
 
 def test_without_a_minimum_a_history_can_be_empty():
-    found, skipped = windows([Sequence("u", (7, 8)), Sequence("v", ())], minimum_history=0, every=True)
+    found, skipped = windows([Sequence("u", (7, 8)), Sequence("v", ())], minimum_history=0, which="every")
     assert [(window.history, window.targets) for window in found] == [((), (7,)), ((7,), (8,))]
     assert skipped == 1
     assert windows([Sequence("v", (7,))], targets=2, minimum_history=0) == ([], 1)
@@ -134,7 +153,7 @@ def test_a_target_chosen_before_is_left_out_of_the_history():
 
 def test_targets_are_different_items():
     assert windows([Sequence("u", (0, 1, 2, 1))], targets=3) == ([], 1)
-    found, skipped = windows([Sequence("u", (0, 1, 2, 1, 3))], targets=3, every=True)
+    found, skipped = windows([Sequence("u", (0, 1, 2, 1, 3))], targets=3, which="every")
     assert [window.targets for window in found] == [(2, 1, 3)]
     assert (found[0].history, skipped) == ((0,), 0)
 

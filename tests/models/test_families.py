@@ -16,6 +16,7 @@ from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hanorec.data.dataset import split_examples
+from hanorec.data.examples import groups
 from hanorec.errors import DataError
 from hanorec.evaluation.ranking import FullCatalog, answer_with_model
 from hanorec.losses import hanorec_loss
@@ -24,7 +25,7 @@ from hanorec.models.backbone import load_backbone
 from hanorec.models.images import CatalogImages
 from hanorec.models.lora import add_lora
 from hanorec.models.packing import Prompt
-from hanorec.models.prompts import Prompts
+from hanorec.models.prompts import Prompts, windows_for
 from hanorec.models.scoring import score
 from hanorec.training.optimization import adamw
 
@@ -111,6 +112,21 @@ def test_prompts_of_several_lengths_share_a_forward(build, folders, data):
 
 
 @pytest.mark.parametrize("build", families.PACKED, ids=lambda build: build.__name__)
+def test_nested_windows_equal_each_window_alone(build, folders, data):
+    backbone = load(folders(build))
+    images = CatalogImages(backbone, data.catalog.images, frozen=True)
+    prompts = Prompts(backbone, images, data.catalog.titles, "next", list_candidates=False)
+    if windows_for(backbone.layout, "nested") != "nested":
+        pytest.skip("a prompt sees all of itself")
+    row = max(groups(split_examples(data, "train", "next", windows="nested"), nested=True), key=len)
+    answers = [prompts.chosen(example) for example in row]
+    with torch.no_grad():
+        together = score(backbone, images, [prompts.nested(row)], [answers])
+        apart = [score(backbone, images, [prompts.prompt(e)], [[answer]]) for e, answer in zip(row, answers)]
+    torch.testing.assert_close(together, torch.cat(apart), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("build", families.PACKED, ids=lambda build: build.__name__)
 def test_the_whole_catalogue_is_ranked_as_if_every_title_were_scored(build, folders, data):
     backbone = load(folders(build))
     images = CatalogImages(backbone, data.catalog.images, frozen=True)
@@ -185,7 +201,7 @@ import json, sys, torch
 from peft import PeftModel
 from hanorec.models.backbone import load_backbone
 from hanorec.data.dataset import open_dataset, split_examples
-from hanorec.models.prompts import Prompts
+from hanorec.models.prompts import Prompts, windows_for
 from hanorec.models.scoring import score
 from hanorec.models.images import CatalogImages
 found, data = {{}}, open_dataset({str(data.folder)!r})

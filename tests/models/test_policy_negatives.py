@@ -23,7 +23,8 @@ def drawn(backbone, images, data):
 
     pools = [[items[0] for items in example.rejected] for example in examples]
     titles = [[prompts.name([item]) for item in pool] for pool in pools]
-    return draw, pools, score_all(backbone, images, [prompts.prompt(e) for e in examples], titles, weights="").numpy()
+    logps = score_all(backbone, images, [prompts.prompt(e) for e in examples], titles, weights="")
+    return draw, pools, logps.view(40, 12).numpy()
 
 
 def test_drawn_items_are_of_the_pool_and_among_the_candidates(drawn):

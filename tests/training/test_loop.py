@@ -37,12 +37,12 @@ def train(folder, *, stop_at=None, late_at=None, bad_at=None, **changes):
     open_run(settings, "sft")
     torch.manual_seed(settings.seed)
     model = torch.nn.Linear(3, 1)
-    total = total_steps(len(USERS), settings)
+    total = total_steps(len(USERS), settings.batch_size, settings)
     optimizer, scaler = adamw(model, 0.01), torch.amp.GradScaler("cpu", enabled=False)
     running = RunningResponsiveness()
     batches = []
     with Run(settings, model, optimizer, scaler, total=total, running=running) as run:
-        for batch in run.batches(USERS, LENGTHS):
+        for batch in run.batches(USERS, LENGTHS, settings.batch_size):
             batches.append(batch)
             for group in optimizer.param_groups:
                 group["lr"] = cosine_learning_rate(run.step, total, 0.1, 0.2)
@@ -102,7 +102,7 @@ def test_a_step_over_the_token_budget_is_split(tmp_path):
     open_run(settings, "sft")
     model = torch.nn.Linear(3, 1)
     run = Run(settings, model, adamw(model, 0.01), torch.amp.GradScaler("cpu", enabled=False), total=9)
-    batch = next(run.batches(USERS, [12, 1, 9, 3, 3, 30, 2, 7, 4, 6]))
+    batch = next(run.batches(USERS, [12, 1, 9, 3, 3, 30, 2, 7, 4, 6], 4))
     run.lengths = [12, 1, 9, 3, 3, 30, 2, 7, 4, 6]
     micro_batches = run.micro_batches([0, 2, 5, 7])  # of 12, 9, 30 and 7 tokens
     assert micro_batches == [
@@ -110,7 +110,7 @@ def test_a_step_over_the_token_budget_is_split(tmp_path):
         ([0], 0.25),
         ([2, 7], 0.25),
     ]  # 30 alone is over the budget; 2 × 12 would be; 2 × 9 fits
-    for one in [batch, *run.batches(USERS, run.lengths)]:  # the last of an epoch is smaller, and counts as much
+    for one in [batch, *run.batches(USERS, run.lengths, 4)]:  # the last of an epoch is smaller, and counts as much
         micro_batches = run.micro_batches(one)
         assert sorted(sum((micro.indices for micro in micro_batches), [])) == sorted(one)
         assert sum(micro.weight * len(micro.indices) for micro in micro_batches) == pytest.approx(1)

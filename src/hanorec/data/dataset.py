@@ -15,8 +15,9 @@ import numpy as np
 
 from hanorec import distributed
 from hanorec.data.catalog import Catalog, read_catalog
-from hanorec.data.examples import HISTORY, TARGETS, Example, Negatives, make_examples
-from hanorec.data.interactions import Sequence, popularity, read_sequences, windows
+from hanorec.data.examples import HISTORY, TARGETS, Example, Negatives, groups, make_examples
+from hanorec.data.interactions import Sequence, popularity, read_sequences
+from hanorec.data.interactions import windows as cut_windows
 from hanorec.data.toy import make_toy
 from hanorec.errors import DataError
 
@@ -59,7 +60,7 @@ def split_examples(
     task: str,
     *,
     history: int | None = None,
-    every: bool = False,
+    windows: str = "last",
     users: int | None = None,
     candidates: int = 20,
     rejected: int = 1,
@@ -69,14 +70,17 @@ def split_examples(
 ) -> list[Example]:
     """The examples of a split.
 
-    history: most items in a history (None: the paper's number for the task). every: take every window of a row and not
-    only the last. users: take only so many windows, drawn by the seed (None: all). candidates, rejected: as in
+    history: most items in a history (None: the paper's number for the task). windows: which windows of a row are taken,
+    as in `interactions.windows`. users: take only so many windows, drawn by the seed (None: all; of nested windows
+    whole groups are drawn, and so many on average). candidates, rejected: as in
     `make_examples`. negatives, neighbours: strategy and neighbours of `Negatives`.
     Rows that are too short for the task are skipped, with one warning that counts them. Errors: DataError where
     the split cannot be read, has no row that is long enough, or where more candidates are wanted than there are items.
     """
     sequences = data.train if split == "train" else read_sequences(data.folder / f"{split}.tsv", data.catalog)
-    all_windows, skipped = windows(sequences, history=history or HISTORY[task], targets=TARGETS[task], every=every)
+    all_windows, skipped = cut_windows(
+        sequences, history=history or HISTORY[task], targets=TARGETS[task], which=windows
+    )
     if skipped:
         warnings.warn(
             f"{data.folder / f'{split}.tsv'}: {skipped} of {len(sequences)} rows are too short for "
@@ -86,8 +90,10 @@ def split_examples(
     if not all_windows:
         raise DataError(f"{data.folder / f'{split}.tsv'}: no row is long enough for the task {task}")
     if users is not None and users < len(all_windows):
-        chosen = np.random.default_rng(seed).choice(len(all_windows), users, replace=False)
-        all_windows = [all_windows[i] for i in np.sort(chosen)]
+        grouped = groups(all_windows, nested=windows == "nested")
+        number = max(1, users * len(grouped) // len(all_windows))
+        chosen = np.random.default_rng(seed).choice(len(grouped), number, replace=False)
+        all_windows = [window for i in np.sort(chosen) for window in grouped[i]]
     if candidates > len(data.catalog):
         raise DataError(f"--candidates {candidates}: the catalogue has {len(data.catalog)} items")
     sampler = Negatives(data.warm, data.counts, negatives, neighbours)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -22,6 +23,8 @@ TASKS = ("next", "top3", "yesno")
 TARGETS = {"next": 1, "top3": 3, "yesno": 1}
 HISTORY = {"next": 5, "top3": 3, "yesno": 5}  # most history items in a prompt, as in the paper
 STRATEGIES = ("random", "popularity", "neighbours")
+
+T = TypeVar("T", "Example", Window)
 
 
 @dataclass(frozen=True)
@@ -121,3 +124,17 @@ def make_examples(
         groups = tuple(tuple(others[k:hard:rejected]) for k in range(rejected))
         examples.append(Example(window.user, window.history, targets, tuple(listed), groups, window.seen))
     return examples
+
+
+def groups(examples: Sequence[T], *, nested: bool) -> list[list[T]]:
+    """The examples (or windows), in their order, in groups whose prompts share a forward: each alone, or, `nested`,
+    together as long as a user's histories go on from one another."""
+    result: list[list[T]] = []
+    for example in examples:
+        before = result[-1][-1] if result else None
+        if nested and before and example.user == before.user:
+            if example.history[: len(before.history)] == before.history:
+                result[-1].append(example)
+                continue
+        result.append([example])
+    return result

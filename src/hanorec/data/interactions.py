@@ -81,15 +81,18 @@ def windows(
     *,
     history: int = 5,
     targets: int = 1,
-    every: bool = False,
+    which: str = "last",
     minimum_history: int = 1,
 ) -> tuple[list[Window], int]:
-    """The last window of every row, or with `every` all of them, in row order and then oldest first.
+    """The last window of every row (`which` = "last"), or all of them ("every", "nested"), in row order and then
+    oldest first.
 
     The targets are `targets` consecutive items, the history the `history` items before them or as many as
-    there are. Where a user chose a target before, the history would hold the answer: those occurrences are
-    left out of it. A window is skipped if its history then has fewer than `minimum_history` items, or if its
-    targets are not `targets` different items.
+    there are. Nested windows cut a row into chunks instead, from its end, so that each history begins where its chunk
+    does: it grows from 1 item to `history`, and then begins anew. Where a user chose a target before, the
+    history would hold the answer: those occurrences are left out of it, and such a nested window is skipped. A window
+    is skipped if its history then has fewer than `minimum_history` items, or if its targets are not `targets`
+    different items.
 
     Returns the windows and the number of rows that gave none. Raises ValueError for lengths that make no
     sense.
@@ -102,14 +105,16 @@ def windows(
     result: list[Window] = []
     skipped = 0
     for sequence in sequences:
-        items, seen, before = sequence.items, frozenset(sequence.items), len(result)
+        items, seen, found = sequence.items, frozenset(sequence.items), len(result)
         last = len(items) - targets
-        for position in range(minimum_history if every else max(minimum_history, last), last + 1):
-            wanted = items[position : position + targets]
-            past = tuple(item for item in items[max(0, position - history) : position] if item not in wanted)
-            if len(past) >= minimum_history and len(set(wanted)) == targets:
+        for position in range(max(minimum_history, last) if which == "last" else minimum_history, last + 1):
+            length = history - (last - position) % history if which == "nested" else history
+            wanted, before = items[position : position + targets], items[max(0, position - length) : position]
+            past = tuple(item for item in before if item not in wanted)
+            trunk_holds_it = which == "nested" and past != before
+            if len(past) >= minimum_history and len(set(wanted)) == targets and not trunk_holds_it:
                 result.append(Window(sequence.user, past, wanted, seen, position))
-        skipped += len(result) == before
+        skipped += len(result) == found
     return result, skipped
 
 

@@ -140,7 +140,7 @@ def _compare(
     The prompt counts because a response alone hardly shows how an image's tokens see each other, and not at all where
     a sliding window has passed the image.
     """
-    prompts, grids = [Prompt(processed["input_ids"][0].tolist(), [])], processed.get("image_grid_thw")
+    prompts, grids = [Prompt(processed["input_ids"][0].tolist(), [0, 1])], processed.get("image_grid_thw")
     length = len(prompts[0].ids)
     plain = apart(prompts, [responses], pad=0)
     inputs = apart_inputs(plain, layout, model.device)

@@ -1,13 +1,15 @@
-"""Where tokens stand and what they see when a prompt and its responses share one sequence.
+"""Where tokens stand and what they see when prompts that begin alike and their responses share one sequence.
 
 In: prompts and their responses as token ids, and the `Layout` of a model family. Out: `Packed`, whose tensors a model's
 forward takes. A sequence is
 
-    [padding][prompt][the responses' tokens as a tree][padding]
+    [padding][trunk][the branches and their responses as a tree][padding]
 
-Responses that begin alike share their first tokens. A token sees the prompt and the tokens before it in its own
-response, and its position is the one it has there. So the result equals the plain forward over prompt + response,
-while the prompt and common beginnings are read once. A response's last token is predicted and never read.
+The trunk is what the prompts of a sequence have in common: a whole prompt, behind which its responses stand, or, with
+nested windows, a user's row, which a branch leaves behind each item with a question of its own. A token sees the
+tokens before it in its own prompt and response, and its position is the one it has there. So the result equals the
+plain forward over each prompt + response, while trunk and common beginnings are read once. A response's last token is
+predicted and never read.
 """
 
 from __future__ import annotations
@@ -24,11 +26,36 @@ FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, as the
 VISIBILITIES = ("causal", "image", "prefix")  # see `Layout`
 
 
+class Branch(NamedTuple):
+    """A prompt that leaves a trunk behind its first `end` tokens and goes on with `ids`, which show `images`."""
+
+    end: int
+    ids: list[int]
+    images: list[int] = []
+
+
 class Prompt(NamedTuple):
-    """Token ids with image placeholders, and the items whose image features fill these, in order."""
+    """Token ids with image placeholders, and the items whose image features fill these, in order: a prompt, or the
+    trunk of several, its `branches`."""
 
     ids: list[int]
     images: list[int]
+    branches: tuple[Branch, ...] = ()
+
+    @property
+    def leaves(self) -> tuple[Branch, ...]:
+        """Where responses stand: behind each branch, or behind the prompt itself."""
+        return self.branches or (Branch(len(self.ids), []),)
+
+    @property
+    def length(self) -> int:
+        """Tokens of trunk and branches."""
+        return len(self.ids) + sum(len(branch.ids) for branch in self.branches)
+
+    @property
+    def all_images(self) -> list[int]:
+        """The images of trunk and branches, in the order of their placeholders in a packed sequence."""
+        return self.images + [item for branch in self.branches for item in branch.images]
 
 
 @dataclass(frozen=True)
@@ -134,48 +161,99 @@ def pack(
     layout: Layout = Layout(),
     grids: Sequence[Tensor | None] | None = None,
 ) -> Packed:
-    """Lay out each of B prompts with its responses in one sequence.
+    """Lay out each of B prompts with its branches and responses in one sequence.
 
+    responses: each prompt's, those of one branch after those of another, as many for every branch.
     pad: the token id of padding.
-    start: the column at which all prompts end and their responses begin; by default the longest prompt's length.
-    grids: the patch grids of each prompt's images, [images, 3], where positions have three axes.
-    Errors: ValueError for no prompts, an empty prompt, or a response without tokens.
+    start: the column at which all trunks end and their trees begin; by default the longest trunk's length.
+    grids: the patch grids of each prompt's images (`Prompt.all_images`), [images, 3], where positions have three axes.
+    Errors: ValueError for no prompts, an empty prompt, a response without tokens, responses that branches cannot share
+        evenly, or branches where a prompt sees all of itself.
     """
     check_filled(prompts, responses)
-    trees = [tree(answers) for answers in responses]
+    if layout.visibility == "prefix" and any(prompt.branches for prompt in prompts):
+        raise ValueError("prompts: each sees all of itself, so that they cannot be branches of one trunk")
+    forests = [[tree(share) for share in shares(prompt, answers)] for prompt, answers in zip(prompts, responses)]
     start = max(len(prompt.ids) for prompt in prompts) if start is None else start
-    columns = start + max(len(t.tokens) for t in trees)
+    columns = start + max(map(tokens_behind, prompts, forests))
 
     input_ids = np.full((len(prompts), columns), pad)
     places = np.zeros_like(input_ids)
     positions = np.zeros((3 if layout.axes else 1, *input_ids.shape), dtype=input_ids.dtype)
     mask = np.zeros((len(prompts), 1, columns, columns), dtype=bool)
     mask[:, 0] = np.eye(columns, dtype=bool)  # padding sees itself: a softmax needs something
-    for b, (prompt, t) in enumerate(zip(prompts, trees)):
-        length, end = len(prompt.ids), start + len(t.tokens)
-        first = start - length
-        input_ids[b, first:start], input_ids[b, start:end] = prompt.ids, t.tokens
-        places[b, first:start] = np.arange(length)
-        positions[:, b, first:start] = layout.positions(prompt.ids, grids[b] if grids else None)
-        next_position = positions[:, b, first:start].max(initial=0) + 1  # responses begin behind all of the prompt
-        visible = mask[b, 0]
-        visible[first:start, first:start] = layout.prompt_mask(prompt.ids)
-        for column, parent in enumerate(t.parents, start):  # node n stands in column start + n
-            visible[column] |= visible[start + parent]
-            places[b, column] = places[b, start + parent] + 1
-            positions[:, b, column] = next_position + places[b, column] - length
-
-    counts = [len(answers) for answers in responses]
-    offsets = np.cumsum([0, *counts[:-1]])
-    fields = {
-        "row": [np.full(len(t.nodes), b) for b, t in enumerate(trees)],
-        "column": [np.array(t.nodes) + start for t in trees],
-        "labels": [np.array(t.labels) for t in trees],
-        "response": [np.array(t.response) + offset for t, offset in zip(trees, offsets)],
-    }
-    joined = {name: torch.from_numpy(np.concatenate(parts)) for name, parts in fields.items()}
+    row, column, labels, response, number = [], [], [], [], 0
+    for b, (prompt, trees) in enumerate(zip(prompts, forests)):
+        sequence = Unfinished(layout, input_ids[b], places[b], positions[:, b], mask[b, 0])
+        first, free = start - len(prompt.ids), start
+        left = grids[b] if grids else None  # the grids of the images that are not yet laid out
+        sequence.add_prompt(prompt.ids, first, None, None if left is None else left[: len(prompt.images)])
+        left = None if left is None else left[len(prompt.images) :]
+        for branch, t in zip(prompt.leaves, trees):
+            last = first + branch.end - 1
+            if branch.ids:
+                sequence.add_prompt(branch.ids, free, last, None if left is None else left[: len(branch.images)])
+                left = None if left is None else left[len(branch.images) :]
+                free += len(branch.ids)
+                last = free - 1
+            columns_of_nodes = sequence.add_tree(t, free, last)
+            free += len(t.tokens)
+            row += [b] * len(t.nodes)
+            column += columns_of_nodes[t.nodes].tolist()
+            labels += t.labels
+            response += [number + own for own in t.response]
+            number = response[-1] + 1
     positions = positions if layout.axes else positions[0]
-    return Packed(*map(torch.from_numpy, (input_ids, mask, positions, places)), **joined)
+    tensors = map(torch.from_numpy, (input_ids, mask, positions, places))
+    return Packed(*tensors, *map(torch.tensor, (row, column, labels, response)))
+
+
+class Unfinished:
+    """One sequence of L columns while it is filled: token ids [L], places [L], positions [1 or 3, L], what each column
+    sees [L, L] and the highest position that it has reached [L]."""
+
+    def __init__(self, layout: Layout, ids: np.ndarray, places: np.ndarray, positions: np.ndarray, visible: np.ndarray):
+        self.layout, self.ids, self.places, self.positions, self.visible = layout, ids, places, positions, visible
+        self.reached = np.zeros_like(ids)
+
+    def add_prompt(self, ids: list[int], at: int, behind: int | None, grids: Tensor | None) -> None:
+        """Write a trunk, or a branch behind the column `behind`, into the columns from `at`."""
+        here = slice(at, at + len(ids))
+        self.ids[here], self.places[here] = ids, np.arange(len(ids))
+        self.positions[:, here] = self.layout.positions(ids, grids)
+        self.visible[here, here] = self.layout.prompt_mask(ids)
+        if behind is not None:
+            self.places[here] += self.places[behind] + 1
+            self.positions[:, here] += self.reached[behind] + 1 - self.layout.first
+            self.visible[here] |= self.visible[behind]
+        self.reached[here] = np.maximum.accumulate(self.positions[:, here].max(axis=0))
+
+    def add_tree(self, t: Tree, at: int, behind: int) -> np.ndarray:
+        """Write a tree behind the column `behind` into the columns from `at`; returns the columns of its nodes, that of
+        node -1 at the end."""
+        columns = np.array([*range(at, at + len(t.tokens)), behind])
+        self.ids[at : at + len(t.tokens)] = t.tokens
+        for column, parent in enumerate(columns[t.parents].tolist(), at):
+            self.places[column] = self.places[parent] + 1
+            self.positions[:, column] = self.reached[column] = self.reached[parent] + 1  # behind all of the prompt
+            self.visible[column] |= self.visible[parent]
+        return columns
+
+
+def shares(prompt: Prompt, responses: Sequence[Sequence[int]]) -> list[Sequence[Sequence[int]]]:
+    """The responses of each of a prompt's branches; all of them where there are no branches.
+
+    Errors: ValueError where the branches cannot share them evenly.
+    """
+    size, rest = divmod(len(responses), len(prompt.leaves))
+    if rest:
+        raise ValueError(f"responses: {len(responses)} of them for {len(prompt.leaves)} branches")
+    return [responses[at : at + size] for at in range(0, len(responses), size)]
+
+
+def tokens_behind(prompt: Prompt, trees: Sequence[Tree]) -> int:
+    """How many columns branches and responses take behind a trunk."""
+    return sum(len(branch.ids) + len(t.tokens) for branch, t in zip(prompt.leaves, trees))
 
 
 def apart(prompts: Sequence[Prompt], responses: Sequence[Sequence[Sequence[int]]], *, pad: int) -> Packed:
@@ -185,6 +263,8 @@ def apart(prompts: Sequence[Prompt], responses: Sequence[Sequence[Sequence[int]]
     Errors: ValueError as `pack`.
     """
     check_filled(prompts, responses)
+    if any(prompt.branches for prompt in prompts):
+        raise ValueError("prompts: branches of one trunk can be read packed alone")
     pairs = [(prompt.ids, answer) for prompt, answers in zip(prompts, responses) for answer in answers]
     columns = max(len(ids) + len(answer) - 1 for ids, answer in pairs)
     input_ids, mask = np.full((len(pairs), columns), pad), np.zeros((len(pairs), columns), dtype=bool)

@@ -51,11 +51,9 @@ def policy_negatives(
         raise DataError(f"--negative-pool {min(map(len, pools))}: {rejected} rejected items are to be drawn from it")
     x = [prompts.prompt(example) for example in examples]
     titles = [[prompts.name([item]) for item in pool] for pool in pools]
-    logps = score_all(
-        reference, prompts.images, x, titles, weights=weights, forward_tokens=forward_tokens, cache=cache
-    ).numpy()
+    logps = score_all(reference, prompts.images, x, titles, weights=weights, forward_tokens=forward_tokens, cache=cache)
     drawn = []
-    for example, pool, row in zip(examples, pools, logps):
+    for example, pool, row in zip(examples, pools, logps.view(len(examples), -1).numpy()):
         # The largest of log-probability / T + Gumbel noise are a draw without replacement (arXiv 1903.06059).
         noise = rng(seed, "policy negatives", example.user, *example.history).gumbel(size=len(pool))
         order = np.argsort(-(row / temperature + noise))

@@ -40,10 +40,12 @@ def score(
 
     Args:
         backbone: the model π.
-        prompts, responses: B prompts, and each one's responses as token ids.
+        prompts, responses: B prompts, and each one's responses as token ids; where a prompt has branches, those of one
+            branch after those of another, as many for each.
         noise_std: σ_n of NoDO on the logits (`losses.perturbed_logits`); 0 adds none.
         generators: B sources of its ε, one a prompt, so that the noise does not depend on what else is in the batch.
-    Returns: [N] in nats, one a response, prompt by prompt. A value may be infinite or nan: the caller checks.
+    Returns: [N] in nats, one a response, in the order of `responses`. A value may be infinite or nan; the
+        caller checks.
     Errors: ValueError for no prompts, an empty prompt, or a response without tokens.
     """
     device, layout = backbone.device, backbone.layout
@@ -55,7 +57,7 @@ def score(
             inputs["image_grid_thw"] = grids.to(device)
     else:
         packed = pack_for(backbone, images, prompts, responses)
-        items = [item for prompt in prompts for item in prompt.images]
+        items = [item for prompt in prompts for item in prompt.all_images]
         inputs = packed_inputs(packed, layout, device, backbone.compute)
     inputs |= images.outputs(backbone, items)
     logits = logits_at(backbone, packed.row, packed.column, **inputs, use_cache=False)  # [M, V], prompt by prompt
@@ -82,27 +84,33 @@ def score_all(
     """log π_ref(y|x) of every response of a run, noise and dropout off, computed once and kept in the folder `cache`.
 
     Args:
-        prompts, responses: B prompts with R responses each.
+        prompts, responses: as in `score`.
         weights: the fingerprint of the model's weights (`cache.weights_fingerprint`), under which they are kept.
         forward_tokens: tokens a forward takes at most.
-    Returns: [B, R] in nats, float32 on the CPU.
+    Returns: [N] in nats, as `score`; float32 on the CPU.
     """
 
     def make() -> dict[str, Tensor]:
         backbone.model.eval()
-        lengths = [len(prompt.ids) + sum(map(len, answers)) for prompt, answers in zip(prompts, responses)]
+        lengths = [prompt.length + sum(map(len, answers)) for prompt, answers in zip(prompts, responses)]
         micro_batches = batches(lengths, forward_tokens)
         with tqdm(total=len(prompts), desc="reference", unit="prompt", leave=False) as bar:
 
             def logps(batch: list[int]) -> Tensor:
                 bar.update(distributed.world_size() * len(batch))
                 scores = score(backbone, images, [prompts[i] for i in batch], [responses[i] for i in batch])
-                return scores.view(len(batch), -1).cpu()
+                return scores.cpu()
 
-            table = torch.cat(distributed.map_over_ranks(logps, micro_batches))
-        return {"logps": table[torch.tensor(sum(micro_batches, [])).argsort()]}
+            scored = torch.cat(distributed.map_over_ranks(logps, micro_batches))
+        order = sum(micro_batches, [])
+        rows = dict(zip(order, scored.split([len(responses[i]) for i in order])))
+        return {"logps": torch.cat([rows[i] for i in range(len(prompts))])}
 
-    sequences = [ids for prompt, answers in zip(prompts, responses) for ids in (prompt.ids, prompt.images, *answers)]
+    sequences = []
+    for prompt, answers in zip(prompts, responses):
+        ends = [branch.end for branch in prompt.branches]
+        branches = [ids for branch in prompt.branches for ids in (branch.ids, branch.images)]
+        sequences += [prompt.ids, prompt.images, ends, *branches, *answers]
     fingerprint = content_fingerprint(
         weights,
         images.fingerprint,
@@ -140,5 +148,5 @@ def pack_for(
     backbone: Backbone, images: CatalogImages, prompts: Sequence[Prompt], responses, *, start: int | None = None
 ) -> Packed:
     """`packing.pack` with what the backbone's family needs."""
-    grids = [images.grids(prompt.images) for prompt in prompts] if backbone.layout.axes else None
+    grids = [images.grids(prompt.all_images) for prompt in prompts] if backbone.layout.axes else None
     return pack(prompts, responses, pad=backbone.pad, start=start, layout=backbone.layout, grids=grids)

@@ -73,11 +73,11 @@ class Run:
 
     # the order of batches, and what is random in them
 
-    def batches(self, users: Sequence[str], lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Yield batches of example numbers from where the run stands to its end, in an order that seed and epoch
-        decide. users, lengths: whose each example is, and how many tokens it has."""
+    def batches(self, users: Sequence[str], lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+        """Yield batches of `size` prompts' numbers from where the run stands to its end, in an order that seed and
+        epoch decide. users, lengths: whose each prompt is, and how many tokens it has with its responses."""
         self.lengths = lengths
-        steps_per_epoch = math.ceil(len(users) / self.options.batch_size)
+        steps_per_epoch = math.ceil(len(users) / size)
         order_of, order = -1, []
         quiet = not distributed.is_main_process()
         self.bar = tqdm(total=self.total, initial=self.step, desc=self.folder.name, unit="step", disable=quiet)
@@ -85,7 +85,7 @@ class Run:
             self.epoch = self.step // steps_per_epoch
             if order_of != self.epoch:
                 order_of = self.epoch
-                order = epoch_order(lengths, self.options.batch_size, self.options.seed, self.epoch)
+                order = epoch_order(lengths, size, self.options.seed, self.epoch)
             batch = order[self.step % steps_per_epoch]
             self.users = [users[i] for i in batch]
             yield batch

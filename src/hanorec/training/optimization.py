@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,9 +17,14 @@ from hanorec import distributed
 from hanorec.losses import NotFiniteError
 
 
-def total_steps(examples: int, options) -> int:
-    """How many optimizer steps a run has: `epochs` passes over the examples, at most `max_steps`."""
-    steps = max(1, math.ceil(options.epochs * math.ceil(examples / options.batch_size)))
+def rows_per_step(rows: Sequence[Sequence], options) -> int:
+    """How many rows of examples make an optimizer step, so that it has about `batch_size` examples; at least 1."""
+    return max(1, round(options.batch_size * len(rows) / sum(map(len, rows))))
+
+
+def total_steps(rows: int, size: int, options) -> int:
+    """How many optimizer steps of `size` rows a run has: `epochs` passes over them, at most `max_steps`."""
+    steps = max(1, math.ceil(options.epochs * math.ceil(rows / size)))
     return min(steps, options.max_steps or steps)
 
 

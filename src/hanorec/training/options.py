@@ -35,8 +35,11 @@ class DataOptions:
     list_candidates: bool = switch(
         False, "list the candidates' titles in the prompt, as the paper does; the tiny backbone learns faster without"
     )
-    windows: Literal["every", "last"] = option(
-        "every", "train on every window of a user's row, or on the last one only (the paper)"
+    windows: Literal["nested", "every", "last"] = option(
+        "every",
+        "train on all windows of a user's row, read one by one (every) or many in one forward (nested: a row is cut "
+        "into chunks of --history items and a target, and every position of a chunk is predicted from those before "
+        "it), or on the last one only (the paper)",
     )
     train_users: Optional[int] = option(
         None, "number of windows to train on, drawn by the seed (default: all)", least=1
@@ -97,7 +100,12 @@ class OptimizationOptions:
 
     epochs: float = option(1.0, "passes over the training windows", least=0)
     max_steps: Optional[int] = option(None, "most optimizer steps (default: those of the epochs)", least=1)
-    batch_size: int = option(16, "prompts in an optimizer step, over all processes", least=1)
+    batch_size: int = option(
+        16,
+        "targets in an optimizer step, over all processes; nested windows take the number of whole chunks that comes "
+        "nearest on average, at least one",
+        least=1,
+    )
     learning_rate: float = option(1e-4, "peak of AdamW's learning rate, before it falls to zero in a cosine", least=0)
     warmup: float = option(0.03, "share of the steps in which the learning rate rises", least=0, most=1)
     weight_decay: float = option(0.01, "AdamW's weight decay, on matrices only", least=0)
@@ -165,8 +173,10 @@ class DPODataOptions:
     _argument_group_name = "SFT run and training windows"
 
     sft: str = option("runs/sft", "folder of the finished SFT run", metavar="DIR")
-    windows: Literal["every", "last"] = option(
-        "last", "train on the last window of a user's row (the paper), or on every one"
+    windows: Literal["nested", "every", "last"] = option(
+        "last",
+        "train on the last window of a user's row (the paper), or on all of them, read one by one (every) or many in "
+        "one forward (nested)",
     )
     train_users: Optional[int] = option(
         None, "number of windows to train on, drawn by the seed (default: all)", least=1
