@@ -20,7 +20,7 @@ from hanorec.data.examples import groups
 from hanorec.errors import DataError
 from hanorec.evaluation.ranking import FullCatalog, answer_with_model
 from hanorec.losses import hanorec_loss
-from hanorec.models import tiny
+from hanorec.models import attention, tiny
 from hanorec.models.backbone import load_backbone
 from hanorec.models.images import CatalogImages
 from hanorec.models.lora import add_lora
@@ -112,7 +112,8 @@ def test_prompts_of_several_lengths_share_a_forward(build, folders, data):
 
 
 @pytest.mark.parametrize("build", families.PACKED, ids=lambda build: build.__name__)
-def test_nested_windows_equal_each_window_alone(build, folders, data):
+def test_nested_windows_equal_each_window_alone(build, folders, data, monkeypatch):
+    """The row is read with attention in blocks, the windows without."""
     backbone = load(folders(build))
     images = CatalogImages(backbone, data.catalog.images, frozen=True)
     prompts = Prompts(backbone, images, data.catalog.titles, "next", list_candidates=False)
@@ -121,7 +122,10 @@ def test_nested_windows_equal_each_window_alone(build, folders, data):
     row = max(groups(split_examples(data, "train", "next", windows="nested"), nested=True), key=len)
     answers = [prompts.chosen(example) for example in row]
     with torch.no_grad():
-        together = score(backbone, images, [prompts.nested(row)], [answers])
+        with monkeypatch.context() as blocks:
+            blocks.setattr(attention, "LEAST", 0)
+            blocks.setattr(attention, "BLOCK", 16)
+            together = score(backbone, images, [prompts.nested(row)], [answers])
         apart = [score(backbone, images, [prompts.prompt(e)], [[answer]]) for e, answer in zip(row, answers)]
     torch.testing.assert_close(together, torch.cat(apart), atol=1e-4, rtol=0)
 

@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from hanorec import distributed
 from hanorec.errors import DataError
-from hanorec.models import tiny
+from hanorec.models import attention, tiny
 from hanorec.models.layout import find_layout
 from hanorec.models.packing import Layout
 
@@ -200,7 +200,10 @@ def describe(model: Any, processor: Any, name: str = "") -> Backbone:
     if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
         raise DataError(f"--backbone {name}: {type(model).__name__} does not read images as tokens in its text")
     image_text = _image_text(processor)
-    return Backbone(model, processor, *_chat_format(processor), image_text, find_layout(model, processor, image_text))
+    layout = find_layout(model, processor, image_text)
+    if not layout.plain:
+        attention.use_blocks(model)
+    return Backbone(model, processor, *_chat_format(processor), image_text, layout)
 
 
 def language_model(model: Any) -> torch.nn.Module:
