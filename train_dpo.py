@@ -37,6 +37,7 @@ from hanorec.models.lora import add_lora, lora_options, prepare_for_training
 from hanorec.models.policy_negatives import policy_negatives
 from hanorec.models.prompts import Prompts, windows_for
 from hanorec.models.scoring import score, score_all
+from hanorec.neighbourhood import refine
 from hanorec.training.loop import MicroBatch, Run
 from hanorec.training.objective import choose_objective, takes
 from hanorec.training.optimization import (
@@ -65,6 +66,12 @@ def main() -> None:
     # The pairs, their hardness λ and log π_ref of their responses: computed once a run.
     kept = dict(weights=weights_fingerprint(reference.model.state_dict()), cache=cache)  # for later runs, too
     similarities, neighbours = item_neighbours(reference, images, data.catalog, options.neighbours, **kept)
+    if options.neighbourhood == "refined":
+        rows = [sequence.items for sequence in data.train]
+        threshold = options.neighbour_threshold
+        similarities, neighbours, changes = refine(similarities, neighbours, rows, threshold=threshold)
+        if distributed.is_main_process():
+            print(changes)
     windows = windows_for(reference.layout, options.windows)
     draws = math.ceil(options.epochs) if options.fresh_negatives else 1  # draws of negatives: one an epoch, or one
     from_policy = options.negatives == "policy"  # then drawn from a random pool, see below

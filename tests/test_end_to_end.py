@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import re
 import shutil
 import sys
 
@@ -138,6 +139,21 @@ def test_a_pool_of_negatives_that_does_not_fit_is_an_error(script, runs):
     assert status == 2 and "--negative-pool 2: 3 rejected items" in errors
     status, _, errors = dpo(script, runs, "pool", "--negatives", "policy", "--negative-pool", 9999, *SOME)
     assert status == 2 and "9999 negatives asked for, but only" in errors
+
+
+def test_a_refined_neighbourhood_says_how_many_edges_change(script, runs):
+    def refined(*more):
+        status, out, errors = dpo(script, runs, "refined", "--neighbourhood", "refined", *more, *SOME)
+        assert status == 0, errors
+        line = r"^refined neighbourhood, similarities of at least (\S+): (\d+) of (\d+) edges dropped, (\d+) added$"
+        ((threshold, *edges),) = re.findall(line, out, re.MULTILINE)
+        return float(threshold), *map(int, edges)
+
+    threshold, dropped, edges, added = refined("--negatives", "neighbours")
+    assert 0 < threshold < 1 and 0 < added <= dropped <= edges / 2
+    assert refined("--neighbour-threshold", 1)[1] > dropped  # what is left of these are chosen together, too
+    status, _, errors = dpo(script, runs, "refined", "--neighbour-threshold", 0.5, *SOME)
+    assert status == 2 and "--neighbour-threshold: belongs to --neighbourhood refined" in errors
 
 
 def test_hanorec_without_its_parts_is_dpo(script, runs):

@@ -116,6 +116,7 @@ def test_a_switch_takes_a_bare_name_or_true_or_false(call):
         (SFTOptions, ["--history", -1], "--history -1: must be a number of at least 1"),
         (DPOOptions, ["--beta", 0], "--beta 0.0: must be a number of at least 1e-09"),
         (DPOOptions, ["--noise-std", "-0.1"], "--noise-std -0.1: must be a number of at least 0"),
+        (DPOOptions, ["--neighbour-threshold", 2], "--neighbour-threshold 2.0: must be a number of at least 0 and at"),
         (EvaluationOptions, ["--users", 0], "--users 0: must be a number of at least 1"),
         (SFTOptions, ["--epochs", "many"], "argument --epochs: invalid float value: 'many'"),
         (SFTOptions, ["--max-steps", "1.5"], "argument --max-steps: invalid int value: '1.5'"),

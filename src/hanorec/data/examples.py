@@ -57,8 +57,8 @@ class Negatives:
     pool [M]: the items to draw from. They are the warm ones, which occur in training, so that a negative is never given
     away by never having been seen. counts [items]: how often each item occurs in training. strategy: "random", every
     item with one probability; "popularity", in proportion to `counts`; "neighbours", every one of the K nearest items
-    of the targets with one probability (`neighbours` [items, K]). The nearest item itself is often one that the user
-    would have liked, so the K nearest are sampled and not taken in order.
+    of the targets with one probability (`neighbours` [items, K], -1 for none). The nearest item itself is often one
+    that the user would have liked, so the K nearest are sampled and not taken in order.
     """
 
     pool: np.ndarray

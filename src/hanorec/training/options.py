@@ -209,6 +209,17 @@ class PreferenceOptions:
     alpha: float = option(0.6, "beta-dpo: by how much β follows a batch's margins", least=0)
     keep: float = option(0.8, "beta-dpo and dama: share of a batch's pairs that is drawn", least=1e-9, most=1)
     neighbours: int = option(10, "K, number of similar items that tell how hard a pair is (Eq. 5)", least=1)
+    neighbourhood: Literal["embeddings", "refined"] = option(
+        "embeddings",
+        "an item's K neighbours, for hardness and neighbour negatives: the nearest by embeddings (the paper), or these "
+        "without weak ones and with items that users choose together",
+    )
+    neighbour_threshold: Optional[float] = option(
+        None,
+        "refined neighbourhood: smallest similarity of a neighbour by embeddings (default: the median over all items)",
+        least=0,
+        most=1,
+    )
     temperature: Optional[float] = option(
         None,
         "τ, temperature of the softmax in Eq. 5 (default: 1 for the recipe paper, 0.05 for calibrated)",
@@ -306,6 +317,8 @@ def fill_defaults(options: DPOOptions, sft_config: dict[str, Any]) -> None:
             setattr(options, inherited.name, sft_config[inherited.name])
     if options.fresh_negatives and options.task == "yesno":
         raise DataError("--fresh-negatives: the rejected response of a yes/no pair is always the other answer")
+    if options.neighbour_threshold is not None and options.neighbourhood != "refined":
+        raise DataError("--neighbour-threshold: belongs to --neighbourhood refined")
     if options.noise is None:
         options.noise = "logits" if options.loss.startswith("hanorec") else "none"
     if options.beta is None:
