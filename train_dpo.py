@@ -29,7 +29,7 @@ from hanorec.data.dataset import open_dataset, split_examples
 from hanorec.data.examples import groups
 from hanorec.errors import exit_on_user_error
 from hanorec.evaluation.ranking import validate
-from hanorec.hardness import item_neighbours, pair_hardness
+from hanorec.hardness import embed_modalities, item_neighbours, pair_hardness
 from hanorec.losses import LossOutput, log_ratio_margin, perturbed_lora, policy_responsiveness
 from hanorec.models.backbone import Backbone
 from hanorec.models.images import CatalogImages
@@ -74,7 +74,7 @@ def main() -> None:
             print(changes)
     windows = windows_for(reference.layout, options.windows)
     draws = math.ceil(options.epochs) if options.fresh_negatives else 1  # draws of negatives: one an epoch, or one
-    from_policy = options.negatives == "policy"  # then drawn from a random pool, see below
+    from_policy = options.negatives.startswith("policy")  # then drawn from a random pool, see below
     examples = split_examples(
         data,
         "train",
@@ -86,6 +86,7 @@ def main() -> None:
         **example_options(options),
     )
     if from_policy:
+        with_modality = options.negatives == "policy-modality"
         examples = policy_negatives(
             reference,
             prompts,
@@ -93,6 +94,8 @@ def main() -> None:
             options.rejected * draws,
             candidates=options.candidates,
             temperature=options.negative_temperature,
+            modalities=embed_modalities(reference, images, data.catalog.titles) if with_modality else None,
+            modality_weight=options.negative_modality_weight,
             forward_tokens=options.forward_tokens,
             seed=options.seed,
             **kept,

@@ -10,7 +10,8 @@ import torch
 from hanorec.cache import weights_fingerprint
 from hanorec.data.examples import Example
 from hanorec.errors import DataError
-from hanorec.hardness import embed_items, item_neighbours, nearest, pair_hardness
+from hanorec.hardness import embed_items, embed_modalities, item_neighbours, nearest, pair_hardness
+from hanorec.models.images import CatalogImages
 
 
 def test_neighbours_in_blocks_equal_the_whole_similarity_matrix():
@@ -37,6 +38,13 @@ def test_an_embedding_fuses_title_and_image_in_equal_parts(backbone, images, dat
         image = images.features(backbone, [9])[0].mean(0)
     fused = text / text.norm() + image / image.norm()
     torch.testing.assert_close(embeddings[9], fused / fused.norm(), atol=1e-5, rtol=1e-4)
+
+
+def test_an_item_without_image_is_its_title_alone(backbone, data):
+    images = CatalogImages(backbone, [None, *data.catalog.images[1:4]])
+    text, image = embed_modalities(backbone, images, data.catalog.titles[:4])
+    torch.testing.assert_close(image.norm(dim=1), torch.tensor([0.0, 1.0, 1.0, 1.0]))
+    torch.testing.assert_close(embed_items(backbone, images, data.catalog.titles[:4])[0], text[0])
 
 
 def test_hardness_of_pairs_worked_by_hand():

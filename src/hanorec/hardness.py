@@ -28,10 +28,13 @@ from hanorec.models.images import CatalogImages
 
 
 @torch.no_grad()
-def embed_items(backbone: Backbone, images: CatalogImages, titles: Sequence[str], *, batch_size: int = 256) -> Tensor:
-    """e_i = norm(norm(text_i) + norm(image_i)), [items, width] float32 on the CPU; text alone without an image."""
+def embed_modalities(
+    backbone: Backbone, images: CatalogImages, titles: Sequence[str], *, batch_size: int = 256
+) -> tuple[Tensor, Tensor]:
+    """Every item's title and image in the language model's input space: norm(text_i) and norm(image_i), [items, width]
+    each, float32 on the CPU. Without an image, the latter is 0."""
     table = backbone.model.get_input_embeddings().weight
-    rows = []
+    texts, pictures = [], []
     for start in range(0, len(titles), batch_size):
         items = range(start, min(start + batch_size, len(titles)))
         text = torch.stack([table[backbone.title_tokens(titles[item])].float().mean(dim=0) for item in items])
@@ -39,8 +42,15 @@ def embed_items(backbone: Backbone, images: CatalogImages, titles: Sequence[str]
         shown = [item for item in items if images.placeholders(item)]
         for item, features in zip(shown, images.features(backbone, shown)):
             image[item - start] = features[:, : backbone.width].float().mean(dim=0)
-        rows.append(normalize(normalize(text, dim=1) + normalize(image, dim=1), dim=1).cpu())
-    return torch.cat(rows)
+        texts.append(normalize(text, dim=1).cpu())
+        pictures.append(normalize(image, dim=1).cpu())
+    return torch.cat(texts), torch.cat(pictures)
+
+
+def embed_items(backbone: Backbone, images: CatalogImages, titles: Sequence[str], *, batch_size: int = 256) -> Tensor:
+    """e_i = norm(norm(text_i) + norm(image_i)), [items, width] float32 on the CPU; text alone without an image."""
+    text, image = embed_modalities(backbone, images, titles, batch_size=batch_size)
+    return normalize(text + image, dim=1)
 
 
 def nearest(embeddings: Tensor, k: int, *, block: int = 1024) -> tuple[Tensor, Tensor]:

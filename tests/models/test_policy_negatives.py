@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from hanorec.data.dataset import split_examples
 from hanorec.errors import DataError
-from hanorec.models.policy_negatives import policy_negatives
+from hanorec.hardness import embed_modalities
+from hanorec.models.policy_negatives import modality_conflict, policy_negatives
 from hanorec.models.prompts import Prompts
 from hanorec.models.scoring import score_all
 
@@ -62,3 +64,42 @@ def test_a_pool_that_is_too_small_is_an_error(drawn):
     draw, *_ = drawn
     with pytest.raises(DataError, match="--negative-pool 12: 13 rejected items are to be drawn"):
         draw(13)
+
+
+# Image and title in a plane. Of the pool 1 to 4, item 4 has no image; the history is item 0, with image (1, 0).
+TEXT = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
+IMAGE = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
+
+
+def test_the_conflict_of_modalities_worked_by_hand():
+    """Cosines of image and title of items 1, 2, 3: 1, 1, 0, with mean 2/3 and deviation √2/3: z = 1/√2, 1/√2, −√2.
+    Of image and history: 1, 0, 1, so z = 1/√2, −√2, 1/√2. The mean of both, with the other sign: −1/√2, (√2 − 1/√2)/2 =
+    1/(2√2) twice. Item 4 has no image: 0."""
+    conflict = modality_conflict(TEXT, IMAGE, [1, 2, 3, 4], [0])
+    np.testing.assert_allclose(conflict, [-(0.5**0.5), 0.125**0.5, 0.125**0.5, 0], atol=1e-6)
+
+
+def test_the_history_is_seen_as_the_mean_of_its_images():
+    """(1, 0) and (0, 1): every image of the pool is as near to it, which leaves the title; then an item without image
+    alone, which leaves it, too."""
+    for history in ([0, 2], [4]):
+        conflict = modality_conflict(TEXT, IMAGE, [1, 2, 3], history)
+        np.testing.assert_allclose(conflict, [-(0.125**0.5), -(0.125**0.5), 0.5**0.5], atol=1e-6)
+
+
+def test_a_pool_without_images_or_with_one_has_no_conflict():
+    assert not modality_conflict(TEXT, IMAGE, [4, 4], [0]).any()
+    assert not modality_conflict(TEXT, IMAGE, [4, 1], [0]).any()
+
+
+def test_confident_mistakes_with_conflicting_modalities_are_preferred(drawn, backbone, images, data):
+    """A large weight draws the items of largest conflict, at weight 0 the draw is that of the probabilities alone; in
+    between, both count: with hardly any noise (T and 1/w → 0) the largest sum of both is drawn."""
+    draw, pools, logps = drawn
+    modalities = embed_modalities(backbone, images, data.catalog.titles)
+    assert draw(3, modalities=modalities, modality_weight=0.0) == draw(3)
+    for temperature, weight in ((1e6, 1e6), (1e-6, 1e6)):
+        examples = draw(2, modalities=modalities, modality_weight=weight, temperature=temperature)
+        for example, pool, row in zip(examples, pools, logps, strict=True):
+            score = row / temperature + weight * modality_conflict(*modalities, pool, example.history)
+            assert [items[0] for items in example.rejected] == [pool[place] for place in np.argsort(-score)[:2]]

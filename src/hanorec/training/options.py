@@ -233,14 +233,18 @@ class PreferenceOptions:
     noise_std: float = option(
         0.1, "σ_n, standard deviation of the noise; the paper: 0.1, and 0.05 on MicroLens", least=0
     )
-    negatives: Literal["random", "popularity", "neighbours", "policy"] = option(
+    negatives: Literal["random", "popularity", "neighbours", "policy", "policy-modality"] = option(
         "random",
-        "draw rejected items uniformly, by popularity in training, among the K neighbours of the chosen item, or by "
-        "the SFT model's own probabilities",
+        "draw rejected items uniformly, by popularity in training, among the K neighbours of the chosen item, by the "
+        "SFT model's own probabilities, or by these and by how little an item's image agrees with its title and the "
+        "history",
     )
     negative_pool: int = option(50, "policy negatives: number of random items to draw from", least=1)
     negative_temperature: float = option(
         1.0, "policy negatives: temperature of the probabilities; low values draw the likeliest items", least=1e-6
+    )
+    negative_modality_weight: float = option(
+        1.0, "policy-modality negatives: what a standard deviation of agreement counts, in nats", least=0
     )
     rejected: int = option(1, "number of rejected responses for each example, each a pair with the chosen one", least=1)
     fresh_negatives: bool = switch(False, "draw other rejected items every epoch")
