@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 
 from hanorec.data.dataset import open_dataset
 from hanorec.data.toy import NAMES, THEMES, World, make_toy
+from hanorec.errors import exit_on_user_error
 from hanorec.models import tiny
 from hanorec.models.backbone import load_backbone
 from hanorec.models.images import CatalogImages
@@ -50,6 +52,23 @@ def backbone(random_backbone):
 def images(backbone, data):
     """The toy catalogue's images as `backbone` sees them, encoded when they are asked for."""
     return CatalogImages(backbone, data.catalog.images)
+
+
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """Call a script's main as the command line would; returns (exit status, stdout, stderr)."""
+
+    def call(name: str, *arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        status = 0
+        try:
+            with exit_on_user_error():
+                importlib.import_module(name).main()
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return call
 
 
 @pytest.fixture

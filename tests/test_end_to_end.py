@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import re
 import shutil
-import sys
 
 import families
 import pytest
@@ -17,7 +15,6 @@ import yaml
 from hanorec.errors import exit_on_user_error
 from hanorec.models.backbone import load_backbone
 from hanorec.models.packing import Prompt
-from hanorec.preference_losses import OBJECTIVES
 from hanorec.training.loop import MicroBatch
 from hanorec.training.pairs import PreferencePairs
 from hanorec.training.runs import load_run
@@ -36,23 +33,6 @@ FEW = [
     "--log-every",
     "1",
 ]
-
-
-@pytest.fixture
-def script(monkeypatch, capsys):
-    """Call a script's main as the command line would; returns (exit status, stdout, stderr)."""
-
-    def call(name: str, *arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
-        status = 0
-        try:
-            with exit_on_user_error():
-                importlib.import_module(name).main()
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -111,27 +91,6 @@ def test_the_first_dpo_step_starts_at_the_reference(script, runs):
 
 
 SOME = ["--max-steps", 2, "--train-users", 8, "--validate-users", 2, "--overwrite", "--rejected", 3]
-
-
-@pytest.mark.parametrize("loss", OBJECTIVES)
-def test_every_objective_trains_and_tells_what_becomes_of_the_chosen_response(script, runs, loss):
-    status, _, errors = dpo(script, runs, "objective", "--loss", loss, *SOME)
-    assert status == 0, errors
-    lines = [line for line in log(runs / "objective") if "loss" in line]
-    assert len(lines) == 2 and all(math.isfinite(value) for line in lines for value in line.values())
-    for line in lines:
-        assert line["chosen_logp"] < line["chosen_logp_per_token"] < 0 and line["rejected_logp"] < 0
-        assert 0 <= line["adapted"] <= 1
-    config = json.loads((runs / "objective" / "config.json").read_text())
-    assert config["noise"] == ("logits" if loss.startswith("hanorec") else "none") and config["beta"] > 0
-
-
-@pytest.mark.parametrize("negatives", ["random", "popularity", "neighbours", "policy"])
-@pytest.mark.parametrize("loss", ["hanorec", "hanorec-softmax", "s-dpo", "beta-dpo"])
-def test_objectives_go_with_every_kind_of_negatives(script, runs, loss, negatives):
-    more = ["--negatives", negatives, "--negative-pool", 7, "--fresh-negatives", "--epochs", 2]
-    status, _, errors = dpo(script, runs, "negatives", "--loss", loss, *SOME, *more)
-    assert status == 0, errors
 
 
 def test_a_pool_of_negatives_that_does_not_fit_is_an_error(script, runs):
