@@ -190,10 +190,14 @@ def grpo_loss(policy: Tensor, reference: Tensor, *, lengths: Tensor, hardness=No
 
         mean over j of −Â_j log π_θ(y_j|x)/|y_j| + β D_j,    Â = (r − mean r) / deviation r over the prompt's group
 
-    r_j is in the manner of ReRe (arXiv 2510.12211): 1 for the chosen response (rule), and for a rejected one
-    −(1/log(ρ_j + 1)) / Σ_l 1/log(ρ_l + 1) (ranking), ρ its place in the group by log π_θ, from 1: the more confidently
-    the policy holds a wrong item, the less. D = e^u − u − 1 with u = log π_ref/π_θ a token is the paper's estimate of
-    the KL divergence.
+    r_j is that of ReRe (arXiv 2510.12211) and MiniOneRec (arXiv 2510.24431), rule and ranking reward together: 1 for
+    the chosen response, and for a rejected one −(1/log(ρ_j + 1)) / Σ_l 1/log(ρ_l + 1), ρ its place in the whole group
+    by log π_θ, from 1: the more confidently the policy holds a wrong item, the less. D = e^u − u − 1 with
+    u = log π_ref/π_θ a token is GRPO's estimate of the KL divergence.
+
+    The sum is over the rejected l, since the ranking reward of the chosen one is 0. In the published code of both
+    (`ndcg_rule_reward` in rere.py and rl.py) it is over all places, that of the chosen one, too; places are by whole
+    log-probabilities there, as here. The deviation is that over the group; theirs divides by n − 1.
 
     Here the group is given where theirs is sampled from the policy, and whole responses stand for tokens; the gradient
     is theirs at the first update after sampling, where the ratio of policies is 1 and nothing is clipped. Rewards of
