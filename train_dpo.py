@@ -34,7 +34,7 @@ from hanorec.losses import LossOutput, log_ratio_margin, perturbed_lora, policy_
 from hanorec.models.backbone import Backbone
 from hanorec.models.images import CatalogImages
 from hanorec.models.lora import add_lora, lora_options, prepare_for_training
-from hanorec.models.policy_negatives import policy_negatives
+from hanorec.models.policy_negatives import check_pool, policy_negatives
 from hanorec.models.prompts import Prompts, windows_for
 from hanorec.models.scoring import score, score_all
 from hanorec.neighbourhood import refine
@@ -75,6 +75,8 @@ def main() -> None:
     windows = windows_for(reference.layout, options.windows)
     draws = math.ceil(options.epochs) if options.fresh_negatives else 1  # draws of negatives: one an epoch, or one
     from_policy = options.negatives.startswith("policy")  # then drawn from a random pool, see below
+    if from_policy:
+        check_pool(options.negative_pool, options.rejected * draws, len(data.warm))
     examples = split_examples(
         data,
         "train",

@@ -93,11 +93,20 @@ def test_the_first_dpo_step_starts_at_the_reference(script, runs):
 SOME = ["--max-steps", 2, "--train-users", 8, "--validate-users", 2, "--overwrite", "--rejected", 3]
 
 
-def test_a_pool_of_negatives_that_does_not_fit_is_an_error(script, runs):
-    status, _, errors = dpo(script, runs, "pool", "--negatives", "policy", "--negative-pool", 2, *SOME)
-    assert status == 2 and "--negative-pool 2: 3 rejected items" in errors
-    status, _, errors = dpo(script, runs, "pool", "--negatives", "policy", "--negative-pool", 9999, *SOME)
-    assert status == 2 and "9999 negatives asked for, but only" in errors
+def test_negatives_that_cannot_be_drawn_are_an_error(script, runs):
+    def fails(message, *more):
+        status, _, errors = dpo(script, runs, "undrawn", *more, *SOME)
+        assert status == 2 and message in errors.splitlines()[-1], errors
+
+    for negatives in ("policy", "policy-modality"):
+        fails("--negative-pool 2: 3 rejected items are", "--negatives", negatives, "--negative-pool", 2)
+        fails("--negative-pool 999: the training rows hold only", "--negatives", negatives, "--negative-pool", 999)
+        fails(f"--negatives {negatives}: draws titles of the task next", "--negatives", negatives, "--task", "top3")
+    fresh = ["--fresh-negatives", "--epochs", 2]  # 2 · 3 items for each prompt
+    fails("--negative-pool 5: 6 rejected items are", "--negatives", "policy", "--negative-pool", 5, *fresh)
+    for known in ("random", "popularity", "neighbours", "policy", "policy-modality"):
+        fails(known, "--negatives", "nearest")
+    fails("--neighbour-threshold: belongs to --neighbourhood refined", "--neighbour-threshold", 0.5)
 
 
 def test_a_refined_neighbourhood_says_how_many_edges_change(script, runs):
@@ -111,8 +120,6 @@ def test_a_refined_neighbourhood_says_how_many_edges_change(script, runs):
     threshold, dropped, edges, added = refined("--negatives", "neighbours")
     assert 0 < threshold < 1 and 0 < added <= dropped <= edges / 2
     assert refined("--neighbour-threshold", 1)[1] > dropped  # what is left of these are chosen together, too
-    status, _, errors = dpo(script, runs, "refined", "--neighbour-threshold", 0.5, *SOME)
-    assert status == 2 and "--neighbour-threshold: belongs to --neighbourhood refined" in errors
 
 
 def test_hanorec_without_its_parts_is_dpo(script, runs):

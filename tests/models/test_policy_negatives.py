@@ -9,7 +9,7 @@ import torch
 from hanorec.data.dataset import split_examples
 from hanorec.errors import DataError
 from hanorec.hardness import embed_modalities
-from hanorec.models.policy_negatives import modality_conflict, policy_negatives
+from hanorec.models.policy_negatives import check_pool, modality_conflict, policy_negatives
 from hanorec.models.prompts import Prompts
 from hanorec.models.scoring import score_all
 
@@ -64,6 +64,20 @@ def test_a_pool_that_is_too_small_is_an_error(drawn):
     draw, *_ = drawn
     with pytest.raises(DataError, match="--negative-pool 12: 13 rejected items are to be drawn"):
         draw(13)
+
+
+def test_a_pool_holds_what_is_drawn_and_no_more_than_there_is():
+    check_pool(3, 3, 3)
+    with pytest.raises(DataError, match="--negative-pool 3: 4 rejected items are to be drawn from it"):
+        check_pool(3, 4, 9)
+    with pytest.raises(DataError, match="--negative-pool 10: the training rows hold only 9 items"):
+        check_pool(10, 4, 9)
+
+
+def test_policy_negatives_are_of_the_task_next(backbone, images, data):
+    prompts = Prompts(backbone, images, data.catalog.titles, "top3")
+    with pytest.raises(ValueError, match="the task is top3"):
+        policy_negatives(backbone, prompts, [], 1, weights="")
 
 
 # Image and title in a plane. Of the pool 1 to 4, item 4 has no image; the history is item 0, with image (1, 0).

@@ -23,6 +23,15 @@ from hanorec.models.prompts import Prompts
 from hanorec.models.scoring import score_all
 
 
+def check_pool(size: int, rejected: int, items: int) -> None:
+    """Errors: DataError for a pool that is smaller than what is to be drawn from it, or larger than the catalogue's
+    `items` that occur in training."""
+    if size < rejected:
+        raise DataError(f"--negative-pool {size}: {rejected} rejected items are to be drawn from it")
+    if size > items:
+        raise DataError(f"--negative-pool {size}: the training rows hold only {items} items")
+
+
 def policy_negatives(
     reference: Backbone,
     prompts: Prompts,
@@ -56,11 +65,10 @@ def policy_negatives(
         modalities: titles and images of the catalogue, as `hardness.embed_modalities` returns them.
         modality_weight: w, in nats; how much a standard deviation of agreement counts.
     Returns: the examples with `rejected` responses each, in the order in which their items were drawn.
-    Errors: DataError for another task, or a pool of fewer than `rejected` items.
+    Errors: ValueError for another task; DataError for a pool of fewer than `rejected` items.
     """
     if prompts.task != "next":
-        name = "policy" if modalities is None else "policy-modality"
-        raise DataError(f"--negatives {name}: draws titles of the task next; the task is {prompts.task}")
+        raise ValueError(f"policy negatives are titles of the task next; the task is {prompts.task}")
     pools = [[items[0] for items in example.rejected] for example in examples]
     if min(map(len, pools)) < rejected:
         raise DataError(f"--negative-pool {min(map(len, pools))}: {rejected} rejected items are to be drawn from it")

@@ -321,6 +321,8 @@ def fill_defaults(options: DPOOptions, sft_config: dict[str, Any]) -> None:
             setattr(options, inherited.name, sft_config[inherited.name])
     if options.fresh_negatives and options.task == "yesno":
         raise DataError("--fresh-negatives: the rejected response of a yes/no pair is always the other answer")
+    if options.negatives.startswith("policy") and options.task != "next":
+        raise DataError(f"--negatives {options.negatives}: draws titles of the task next; the task is {options.task}")
     if options.neighbour_threshold is not None and options.neighbourhood != "refined":
         raise DataError("--neighbour-threshold: belongs to --neighbourhood refined")
     if options.noise is None:
