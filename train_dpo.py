@@ -25,8 +25,8 @@ from torch.utils.checkpoint import checkpoint
 
 from hanorec import distributed
 from hanorec.cache import weights_fingerprint
-from hanorec.data.dataset import open_dataset, split_examples
-from hanorec.data.examples import groups
+from hanorec.data.dataset import Dataset, open_dataset, split_examples
+from hanorec.data.examples import Example, groups
 from hanorec.errors import exit_on_user_error
 from hanorec.evaluation.ranking import validate
 from hanorec.hardness import embed_modalities, item_neighbours, pair_hardness
@@ -65,43 +65,15 @@ def main() -> None:
 
     # The pairs, their hardness λ and log π_ref of their responses: computed once a run.
     kept = dict(weights=weights_fingerprint(reference.model.state_dict()), cache=cache)  # for later runs, too
-    similarities, neighbours = item_neighbours(reference, images, data.catalog, options.neighbours, **kept)
-    if options.neighbourhood == "refined":
-        rows = [sequence.items for sequence in data.train]
-        threshold = options.neighbour_threshold
-        similarities, neighbours, changes = refine(similarities, neighbours, rows, threshold=threshold)
-        if distributed.is_main_process():
-            print(changes)
+    similarities, neighbours = neighbourhood(reference, images, data, options, **kept)
     windows = windows_for(reference.layout, options.windows)
     draws = math.ceil(options.epochs) if options.fresh_negatives else 1  # draws of negatives: one an epoch, or one
-    from_policy = options.negatives.startswith("policy")  # then drawn from a random pool, see below
-    if from_policy:
-        check_pool(options.negative_pool, options.rejected * draws, len(data.warm))
-    examples = split_examples(
-        data,
-        "train",
-        windows=windows,
-        users=options.train_users,
-        rejected=options.negative_pool if from_policy else options.rejected * draws,
-        negatives="random" if from_policy else options.negatives,
-        neighbours=neighbours.numpy(),
-        **example_options(options),
-    )
-    if from_policy:
-        with_modality = options.negatives == "policy-modality"
-        examples = policy_negatives(
-            reference,
-            prompts,
-            examples,
-            options.rejected * draws,
-            candidates=options.candidates,
-            temperature=options.negative_temperature,
-            modalities=embed_modalities(reference, images, data.catalog.titles) if with_modality else None,
-            modality_weight=options.negative_modality_weight,
-            forward_tokens=options.forward_tokens,
-            seed=options.seed,
-            **kept,
-        )
+    drawn = dict(windows=windows, users=options.train_users, **example_options(options))
+    if options.negatives.startswith("policy"):
+        examples = examples_from_policy(reference, prompts, data, options, options.rejected * draws, drawn, **kept)
+    else:
+        drawn |= dict(rejected=options.rejected * draws, negatives=options.negatives, neighbours=neighbours.numpy())
+        examples = split_examples(data, "train", **drawn)
     held_out = split_examples(data, "val", users=options.validate_users, **example_options(options))
     rows = groups(examples, nested=windows == "nested")  # the examples that one prompt x asks for
     x = [prompts.nested(row) for row in rows]
@@ -163,6 +135,42 @@ def main() -> None:
             if run.should_validate():
                 run.keep_if_best(*validate(policy, prompts, held_out, options.forward_tokens))
         run.finish(partial(save_model, policy, merge=options.merge))
+
+
+def neighbourhood(
+    reference: Backbone, images: CatalogImages, data: Dataset, options: DPOOptions, **kept
+) -> tuple[Tensor, Tensor]:
+    """S_i of Eq. 5, and the items whose similarities these are, [items, K] each; refined where the options say so."""
+    similarities, neighbours = item_neighbours(reference, images, data.catalog, options.neighbours, **kept)
+    if options.neighbourhood == "embeddings":
+        return similarities, neighbours
+    rows, threshold = [sequence.items for sequence in data.train], options.neighbour_threshold
+    similarities, neighbours, changes = refine(similarities, neighbours, rows, threshold=threshold)
+    if distributed.is_main_process():
+        print(changes)
+    return similarities, neighbours
+
+
+def examples_from_policy(
+    reference: Backbone, prompts: Prompts, data: Dataset, options: DPOOptions, rejected: int, drawn: dict, **kept
+) -> list[Example]:
+    """Examples whose rejected items are drawn from a random pool by the reference's own probabilities."""
+    check_pool(options.negative_pool, rejected, len(data.warm))
+    pools = split_examples(data, "train", rejected=options.negative_pool, **drawn)
+    with_modality = options.negatives == "policy-modality"
+    return policy_negatives(
+        reference,
+        prompts,
+        pools,
+        rejected,
+        candidates=options.candidates,
+        temperature=options.negative_temperature,
+        modalities=embed_modalities(reference, prompts.images, data.catalog.titles) if with_modality else None,
+        modality_weight=options.negative_modality_weight,
+        forward_tokens=options.forward_tokens,
+        seed=options.seed,
+        **kept,
+    )
 
 
 def policy_logps(

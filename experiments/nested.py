@@ -1,0 +1,197 @@
+#!/usr/bin/env python3
+"""What a target costs when a row is read once (nested windows), when each window is packed, and the plain way.
+
+    python experiments/nested.py --data DIR                                  the tiny backbone
+    python experiments/nested.py --data DIR --backbone DIR --turns 3 --name nested-138m
+
+The ways to read the same targets, a chunk of a user's row each (--history items and a target):
+
+    plain      every response behind a prompt of its own, images from their files, logits of all tokens
+    five       windows of 5 items, packed (for SFT)
+    windows    windows of --history items, each packed with its responses
+    nested     the row once, and every target behind a branch
+
+Works are a step of SFT and a step of HaNoRec (chosen and one rejected title; log π_ref is known, but the plain way has
+to compute it), each with forward, loss and backward. Times are processor time of one thread, and ways take turns. A
+second table has the cost of a target over nested windows by length of history. Writes experiments/results/<name>.json
+and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+
+import torch
+from bench_worker import memory, plain, plain_reference
+
+from hanorec.data.dataset import Dataset, open_dataset, split_examples
+from hanorec.data.examples import Example, groups
+from hanorec.evaluation.report import markdown
+from hanorec.losses import hanorec_loss
+from hanorec.models.backbone import Backbone, load_backbone
+from hanorec.models.images import CatalogImages
+from hanorec.models.lora import add_lora
+from hanorec.models.prompts import Prompts
+from hanorec.models.scoring import batches, score
+
+GROWTH = (5, 10, 20, 50)
+RESULTS = Path(__file__).resolve().parent / "results"
+Step = Callable[[], None]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="tiny")
+    parser.add_argument("--data", type=Path, required=True, help="a dataset folder whose rows are long enough")
+    parser.add_argument("--history", type=int, default=20)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--forward-tokens", type=int, default=8192)
+    parser.add_argument("--name", default="nested", help="of the results files")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    data = open_dataset(args.data)
+    base = load_backbone(args.backbone, dtype="float32", device=torch.device("cpu"))
+    full = base.parameters < 20_000_000  # as train_sft.py does: all weights train
+    found: dict = {"parameters": base.parameters, "history": args.history, "works": {}, "growth": {}}
+    for work in ("sft", "hanorec"):
+        policy = base if full and work == "sft" else add_lora(base)
+        policy.model.train()
+        row = chunk(data, args.history)
+        steps = ways(policy, data, row, work, args.forward_tokens, frozen=not (full and work == "sft"))
+        found["works"][work] = measure(steps, args.turns)
+    found["growth"] = growth(add_lora(base), data, args.turns, args.forward_tokens)
+    (RESULTS / f"{args.name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    (RESULTS / f"{args.name}.md").write_text(report(found))
+    print(report(found))
+
+
+def chunk(data: Dataset, history: int) -> list[Example]:
+    """The last `history` targets of the first row that has so many, as nested examples with one negative each."""
+    examples = split_examples(data, "train", "next", windows="nested", history=history, candidates=2)
+    return next(row for row in groups(examples, nested=True) if len(row) == history)
+
+
+def ways(
+    policy: Backbone, data: Dataset, row: list[Example], work: str, forward_tokens: int, *, frozen: bool
+) -> dict[str, tuple[Step, int]]:
+    """A step of each way, and how many targets it has."""
+    used = {item for example in row for item in (*example.history, *example.targets)}
+    files = [path if item in used else None for item, path in enumerate(data.catalog.images)]
+    once = CatalogImages(policy, files, frozen=frozen, progress=False)
+    live = CatalogImages(policy, files, frozen=False, progress=False)
+    made, plain_prompts = (
+        Prompts(policy, images, data.catalog.titles, "next", list_candidates=False) for images in (once, live)
+    )
+    longest = max(row, key=lambda example: len(example.history))
+    items = (*longest.history, *longest.targets)
+    five = [replace(example, history=example.history[-5:]) for example in row]
+    sizes = {"plain": row, "five": five, "windows": row, "nested": row}
+    assert all(items[len(e.history)] == e.targets[0] for e in row)
+
+    def responses(example: Example) -> list[list[int]]:
+        return [made.chosen(example), *(made.rejected(example) if work == "hanorec" else ())]
+
+    def step_of(name: str) -> Step:
+        examples = sizes[name]
+        x = [made.prompt(e) for e in examples]
+        y = [responses(e) for e in examples]
+        if name == "nested":
+            x, y = [made.nested(examples)], [[title for titles in y for title in titles]]
+        forwards = batches([made.length(prompt, answers) for prompt, answers in zip(x, y)], forward_tokens)
+        spent = {"data": 0.0, "model": 0.0}  # what `plain` adds to
+        state = SimpleNamespace(
+            policy=policy, prompts=plain_prompts, examples=examples, responses=y, data=data, spent=spent
+        )
+
+        def step() -> None:
+            policy.model.zero_grad()
+            for batch in forwards if name != "plain" else [[i] for i in range(len(examples))]:
+                if name == "plain":
+                    logps = plain(state, batch, 0.0)
+                    reference = plain_reference(state, batch).flatten() if work == "hanorec" else logps.detach()
+                else:
+                    logps = score(policy, once, [x[i] for i in batch], [y[i] for i in batch])
+                    reference = logps.detach()
+                if work == "sft":
+                    (-logps.sum() / 100).backward()
+                else:
+                    pairs = (*logps.view(-1, 2).T, *reference.view(-1, 2).T)
+                    hanorec_loss(*pairs, torch.ones(len(logps) // 2), responsiveness=1.0).loss.backward()
+
+        return step
+
+    return {name: (step_of(name), len(row)) for name in sizes if work == "sft" or name != "five"}
+
+
+def measure(steps: dict[str, tuple[Step, int]], turns: int) -> dict[str, dict[str, list[float]]]:
+    """Milliseconds a target and peak MiB of every turn, by way."""
+    found: dict[str, dict[str, list[float]]] = {name: {"milliseconds": [], "mib": []} for name in steps}
+    for turn in range(turns + 1):  # the first touches memory
+        for name, (step, targets) in steps.items():
+            before = memory("VmRSS")
+            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+            begun = time.process_time()
+            step()
+            if turn:
+                found[name]["milliseconds"].append(1000 * (time.process_time() - begun) / targets)
+                found[name]["mib"].append(memory("VmHWM") - before)
+    return found
+
+
+def growth(policy: Backbone, data: Dataset, turns: int, forward_tokens: int) -> dict[int, dict[str, list[float]]]:
+    """As `measure`, of HaNoRec over nested windows, by length of history; a step has 50 targets of as many chunks as
+    that takes."""
+    policy.model.train()
+    steps = {}
+    for history in GROWTH:
+        examples = split_examples(data, "train", "next", windows="nested", history=history, candidates=2)
+        rows = [row for row in groups(examples, nested=True) if len(row) == history][: max(GROWTH) // history]
+        used = {item for row in rows for item in row[-1].history}
+        files = [path if item in used else None for item, path in enumerate(data.catalog.images)]
+        images = CatalogImages(policy, files, frozen=True, progress=False)
+        made = Prompts(policy, images, data.catalog.titles, "next", list_candidates=False)
+        x = [made.nested(row) for row in rows]
+        y = [[title for e in row for title in (made.chosen(e), *made.rejected(e))] for row in rows]
+        forwards = batches([made.length(prompt, answers) for prompt, answers in zip(x, y)], forward_tokens)
+
+        def step(x=x, y=y, forwards=forwards, images=images) -> None:
+            policy.model.zero_grad()
+            for batch in forwards:
+                logps = score(policy, images, [x[i] for i in batch], [y[i] for i in batch])
+                (logps.view(-1, 2) @ torch.tensor([-1.0, 1.0])).sum().backward()
+
+        steps[str(history)] = (step, sum(map(len, rows)))
+    return measure(steps, turns)
+
+
+def report(found: dict) -> str:
+    millions = f"{found['parameters'] / 1e6:.1f} M parameters"
+    text = [f"Nested windows, histories of up to {found['history']} items; {millions}, one thread, processor time."]
+    for work, table in found["works"].items():
+        rows = []
+        nested = table["nested"]["milliseconds"]
+        for name, own in table.items():
+            ratios = sorted(a / b for a, b in zip(own["milliseconds"], nested))
+            spread = f"{median(ratios):.1f}× [{ratios[0]:.1f}, {ratios[-1]:.1f}]"
+            rows.append([name, f"{median(own['milliseconds']):.1f}", spread, f"{median(own['mib']):.0f}"])
+        header = [f"{work}: way", "ms a target", "against nested, median [least, most]", "MiB above rest"]
+        text.append(markdown(header, rows))
+    first = found["growth"][str(GROWTH[0])]["milliseconds"]
+    rows = []
+    for history, own in found["growth"].items():
+        ratio = median(a / b for a, b in zip(own["milliseconds"], first))
+        rows.append([history, f"{median(own['milliseconds']):.1f}", f"{ratio:.2f}×", f"{median(own['mib']):.0f}"])
+    text.append(markdown(["hanorec, nested: history", "ms a pair", f"against {GROWTH[0]}", "MiB above rest"], rows))
+    return "\n\n".join(text) + "\n"
+
+
+if __name__ == "__main__":
+    main()
