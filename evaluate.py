@@ -21,14 +21,8 @@ from hanorec.data.examples import HISTORY, Example
 from hanorec.data.interactions import rng
 from hanorec.errors import DataError, exit_on_user_error
 from hanorec.evaluation.baselines import baseline_answers
-from hanorec.evaluation.ranking import (
-    FIRST_MEASURE,
-    Answers,
-    FullCatalog,
-    answer_with_model,
-    measures,
-    measures_by_length,
-)
+from hanorec.evaluation.measures import FIRST_MEASURE, Answers, measures, measures_by_length
+from hanorec.evaluation.ranking import FullCatalog, answer_with_model
 from hanorec.evaluation.report import by_length_table, results_table, share_of_possible
 from hanorec.models.images import CatalogImages
 from hanorec.models.prompts import Prompts

@@ -6,7 +6,8 @@ import numpy as np
 
 from hanorec.data.dataset import split_examples
 from hanorec.evaluation.baselines import baseline_answers
-from hanorec.evaluation.ranking import FullCatalog, user_measures
+from hanorec.evaluation.measures import user_measures
+from hanorec.evaluation.ranking import FullCatalog
 
 
 def test_baselines_answer_with_chance_popularity_and_what_is_possible(data):

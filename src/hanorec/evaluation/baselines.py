@@ -11,8 +11,9 @@ import numpy as np
 
 from hanorec.data.dataset import Dataset
 from hanorec.data.examples import Example
+from hanorec.evaluation.measures import Answers
 from hanorec.evaluation.oracles import read_oracles
-from hanorec.evaluation.ranking import Answers, FullCatalog, answer_with_scorer
+from hanorec.evaluation.ranking import FullCatalog, answer_with_scorer
 
 ORACLE_NAMES = {
     "words": "oracle: words alone",

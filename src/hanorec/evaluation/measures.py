@@ -1,0 +1,104 @@
+"""From answers to measures: what a recommender answered, one number a user and metric, and intervals.
+
+In: `Answers` to examples, from a model or a baseline (`ranking`). Out: the measures of their task, for each example,
+for all of them with 95 % intervals, and apart for each length of history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from hanorec.data.examples import Example
+from hanorec.evaluation import catalog_ranking, metrics
+
+FIRST_MEASURE = {"next": "HR@1", "top3": "HR@3", "yesno": "AUC"}  # what a table shows first, with its interval
+MAIN_MEASURE = {"next": "NDCG@10", "top3": "NDCG@3", "yesno": "AUC"}  # what the best state is chosen by
+CUTOFFS = (1, 3, 5, 10)  # places counted among listed candidates
+FULL_CUTOFFS = (10, 20, catalog_ranking.DEPTH)  # and among the whole catalogue
+
+
+class Answers(NamedTuple):
+    """What a recommender answered to U examples; a field is None where it does not belong to the task."""
+
+    scores: np.ndarray | None = None  # [U, C] next: one a candidate. [U, 1] yesno: p(Yes) of the one candidate
+    places: np.ndarray | None = None  # [U, 2] next, whole catalogue: items ahead of the target, items tied with it
+    lists: np.ndarray | None = None  # [U, 3] top3: item indices, best first
+    hard: np.ndarray | None = None  # [U] yesno: 1 where the answer is Yes
+
+    def take(self, rows: np.ndarray) -> Answers:
+        """The answers to some of the examples."""
+        return Answers(*(None if column is None else column[rows] for column in self))
+
+
+def measures_by_length(
+    task: str, answers: Mapping[str, Answers], examples: Sequence[Example]
+) -> dict[int, dict[str, dict[str, float]]]:
+    """Every measure of every method, apart for each length of history: {length: {method: {measure: value}}}."""
+    lengths = np.array([len(example.history) for example in examples])
+    groups = {}
+    for length in sorted(set(lengths.tolist())):
+        rows = np.flatnonzero(lengths == length)
+        group = [examples[int(row)] for row in rows]
+        groups[length] = {method: point_measures(task, each.take(rows), group) for method, each in answers.items()}
+    return groups
+
+
+def user_measures(task: str, answers: Answers, examples: Sequence[Example]) -> dict[str, np.ndarray]:
+    """One number an example and metric, [U], of the tasks next and top3. The measures of yes/no belong to all users
+    together, see `measures`."""
+    if answers.lists is not None:
+        targets = np.array([example.targets for example in examples])
+        return {
+            "HR@3": metrics.list_hit_rate(answers.lists, targets),
+            "NDCG@3": metrics.list_ndcg(answers.lists, targets),
+        }
+    if answers.places is not None:
+        ahead, tied = answers.places.T
+        return {
+            **{f"HR@{k}": metrics.hit_rate(ahead, tied, k) for k in FULL_CUTOFFS},
+            **{f"NDCG@{k}": metrics.ndcg(ahead, tied, k) for k in FULL_CUTOFFS},
+        }
+    assert task == "next" and answers.scores is not None
+    target = np.array([example.candidates.index(example.targets[0]) for example in examples])
+    ahead, tied = metrics.positions(answers.scores, target)
+    return {
+        **{f"HR@{k}": metrics.hit_rate(ahead, tied, k) for k in CUTOFFS},
+        **{f"NDCG@{k}": metrics.ndcg(ahead, tied, k) for k in CUTOFFS[1:]},
+        "MRR": metrics.reciprocal_rank(ahead, tied),
+    }
+
+
+def point_measures(task: str, answers: Answers, examples: Sequence[Example]) -> dict[str, float]:
+    """The value of every measure of a task. Those of yes/no are "AUC" from probabilities, and "AUC hard" from the
+    answers Yes and No, as the authors compute it."""
+    if task != "yesno":
+        return {name: float(values.mean()) for name, values in user_measures(task, answers, examples).items()}
+    labels = np.array([example.candidates[0] in example.targets for example in examples])
+    return {name: metrics.auc(column, labels) for name, column in _yesno_columns(answers).items()}
+
+
+def measures(task: str, answers: Answers, examples: Sequence[Example]) -> dict[str, tuple[float, float, float]]:
+    """Every measure of a task as (value, low, high): the interval is a bootstrap over users at 95 %."""
+    if task != "yesno":
+        values = user_measures(task, answers, examples)
+        return {name: (float(v.mean()), *metrics.bootstrap_interval(v)) for name, v in values.items()}
+    labels = np.array([example.candidates[0] in example.targets for example in examples])
+    result = {}
+    for name, column in _yesno_columns(answers).items():
+
+        def statistic(users: np.ndarray, column: np.ndarray = column) -> float:
+            rows = np.concatenate([2 * users, 2 * users + 1])  # a user is a Yes row and a No row
+            return metrics.auc(column[rows], labels[rows])
+
+        interval = metrics.bootstrap_interval(np.zeros(len(labels) // 2), statistic=statistic, samples=300)
+        result[name] = (metrics.auc(column, labels), *interval)
+    return result
+
+
+def _yesno_columns(answers: Answers) -> dict[str, np.ndarray]:
+    assert answers.scores is not None
+    columns = {"AUC": answers.scores[:, 0]}
+    return columns if answers.hard is None else columns | {"AUC hard": answers.hard}
