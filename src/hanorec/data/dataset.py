@@ -18,6 +18,7 @@ from hanorec.data.catalog import Catalog, read_catalog
 from hanorec.data.examples import HISTORY, TARGETS, Example, Negatives, groups, make_examples
 from hanorec.data.interactions import Sequence, popularity, read_sequences
 from hanorec.data.interactions import windows as cut_windows
+from hanorec.data.release import release_examples, release_windows
 from hanorec.data.toy import make_toy
 from hanorec.errors import DataError
 
@@ -59,6 +60,7 @@ def split_examples(
     split: str,
     task: str,
     *,
+    protocol: str = "standard",
     history: int | None = None,
     windows: str = "last",
     users: int | None = None,
@@ -70,17 +72,21 @@ def split_examples(
 ) -> list[Example]:
     """The examples of a split.
 
-    history: most items in a history (None: the paper's number for the task). windows: which windows of a row are taken,
-    as in `interactions.windows`. users: take only so many windows, drawn by the seed (None: all; of nested windows
-    whole groups are drawn, and so many on average). candidates, rejected: as in
-    `make_examples`. negatives, neighbours: strategy and neighbours of `Negatives`.
+    protocol: "standard", or "release" for those of the authors' release (`release.py`), which fixes all that follows
+    but users and seed. history: most items in a history (None: the paper's number for the task). windows: which windows
+    of a row are taken, as in `interactions.windows`. users: take only so many windows, drawn by the seed (None: all; of
+    nested windows whole groups are drawn, and so many on average). candidates, rejected: as in `make_examples`.
+    negatives, neighbours: strategy and neighbours of `Negatives`.
     Rows that are too short for the task are skipped, with one warning that counts them. Errors: DataError where
-    the split cannot be read, has no row that is long enough, or where more candidates are wanted than there are items.
+    the split cannot be read, has no row that is long enough, or where more candidates are wanted than there are items;
+    for a task that the protocol does not have, and for answers that its coin made alike where they are to be ranked.
     """
     sequences = data.train if split == "train" else read_sequences(data.folder / f"{split}.tsv", data.catalog)
-    all_windows, skipped = cut_windows(
-        sequences, history=history or HISTORY[task], targets=TARGETS[task], which=windows
-    )
+    if protocol == "release":
+        all_windows, skipped = release_windows(sequences, split, task)
+    else:
+        length, targets = history or HISTORY[task], TARGETS[task]
+        all_windows, skipped = cut_windows(sequences, history=length, targets=targets, which=windows)
     if skipped:
         warnings.warn(
             f"{data.folder / f'{split}.tsv'}: {skipped} of {len(sequences)} rows are too short for "
@@ -94,6 +100,8 @@ def split_examples(
         number = max(1, users * len(grouped) // len(all_windows))
         chosen = np.random.default_rng(seed).choice(len(grouped), number, replace=False)
         all_windows = [window for i in np.sort(chosen) for window in grouped[i]]
+    if protocol == "release":
+        return release_examples(all_windows, data.catalog, split, task, seed=seed)
     if candidates > len(data.catalog):
         raise DataError(f"--candidates {candidates}: the catalogue has {len(data.catalog)} items")
     sampler = Negatives(data.warm, data.counts, negatives, neighbours)

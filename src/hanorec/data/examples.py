@@ -35,6 +35,8 @@ class Example:
     item of the question, which is a target (Yes) or not (No). rejected: for each pair the items of the rejected
     response, as many as there are targets; for yes/no the item that was not chosen (the pair's hardness is that of the
     two items, though both responses speak of one). seen: every item of the user's row.
+    With the protocol of the release (`release.py`) alone: shown, the items whose images stand in the history (empty:
+    its own); unchosen, items that a yes/no prompt lists as not chosen.
     """
 
     user: str
@@ -43,6 +45,8 @@ class Example:
     candidates: tuple[int, ...]
     rejected: tuple[tuple[int, ...], ...]
     seen: frozenset[int] = frozenset()
+    shown: tuple[int, ...] = ()
+    unchosen: tuple[int, ...] = ()
 
     @property
     def item_pairs(self) -> list[list[tuple[int, int]]]:

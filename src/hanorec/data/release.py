@@ -1,0 +1,99 @@
+"""The protocol of the authors' release (github.com/wangyu0627/HaNoRec): which rows, candidates and pairs it uses.
+
+In: users' rows and the catalogue. Out: `Example`s that carry what its prompts and preference pairs carry, so that a
+model can be measured as the release measures its own (`--protocol release`). One example a user:
+
+    top3    3 items, then the 3 that followed, newest first; listed are these and 4 negatives; 3 of the 4 are rejected
+    yesno   5 items; a coin decides whether the next one is asked about (Yes) or a negative (No); 4 other negatives are
+            listed as not chosen, without images
+
+What it cannot take over, such as ids that have no title, is in docs/differences.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from hanorec.data.catalog import Catalog
+from hanorec.data.examples import HISTORY, TARGETS, Example, Negatives
+from hanorec.data.interactions import Sequence as Row
+from hanorec.data.interactions import Window, rng
+from hanorec.errors import DataError
+
+TASKS = ("top3", "yesno")
+ROW = 6  # items that a row must have, and the last of which are used
+NEGATIVES = 4
+MOST_TRAINED, MOST_RANKED = 100_000, 3_000  # examples of train.tsv, and of another split
+SUBSTITUTE = "627"  # the item whose image stands for those of items without one
+
+
+def fixed_options(task: str) -> dict[str, Any]:
+    """The options that the protocol fixes, by name. Errors: DataError for a task that it does not have."""
+    if task not in TASKS:
+        raise DataError(f"--protocol release: has the tasks {' and '.join(TASKS)}; the task is {task}")
+    listed = {"candidates": TARGETS[task] + NEGATIVES} if task == "top3" else {}
+    pairs = {"negatives": "random", "rejected": 1, "fresh_negatives": False}
+    return {"history": HISTORY[task], "windows": "last", "list_candidates": True, **listed, **pairs}
+
+
+def release_windows(rows: Iterable[Row], split: str, task: str) -> tuple[list[Window], int]:
+    """The last `ROW` items of every row that has as many, as a window whose targets stand newest first.
+
+    The history is as it is in the row, also where it holds a target. Returns the first 3,000 windows (100,000 of the
+    split "train"), in row order, and the number of rows that gave none: shorter ones, and those whose targets are not
+    different items. Errors: DataError for a task that the protocol does not have.
+    """
+    fixed_options(task)
+    result: list[Window] = []
+    skipped = 0
+    for row in rows:
+        history, targets = row.items[-ROW : -TARGETS[task]], row.items[-TARGETS[task] :][::-1]
+        if len(row.items) < ROW or len(set(targets)) < len(targets):
+            skipped += 1
+            continue
+        position = len(row.items) - len(targets)
+        result.append(Window(row.user, history, targets, frozenset(row.items), position))
+    return result[: MOST_TRAINED if split == "train" else MOST_RANKED], skipped
+
+
+def release_examples(
+    windows: Sequence[Window], catalog: Catalog, split: str, task: str, *, seed: int = 2025
+) -> list[Example]:
+    """One example a window of `release_windows`, in their order; negatives are drawn from the whole catalogue.
+
+    Errors: DataError where the catalogue is too small for the negatives, and where the coin gave all yes/no examples of
+    a split that is not trained on the same answer.
+    """
+    everything = Negatives(np.arange(len(catalog)), np.ones(len(catalog)))
+    substitute = catalog.index.get(SUBSTITUTE)
+    if substitute is not None and catalog.images[substitute] is None:
+        substitute = None
+    examples = []
+    for window in windows:
+        generator = rng(seed, window.user, window.position)
+        targets, user = window.targets, window.user
+        if task == "top3":
+            others = everything.draw(window, NEGATIVES, generator)
+            candidates = tuple(generator.permutation([*targets, *others]).tolist())
+            unchosen: list[int] = []
+            rejected = tuple(others[: len(targets)])  # they were drawn in random order
+        elif generator.random() < 0.5:
+            asked, *unchosen = everything.draw(window, 1 + NEGATIVES, generator)
+            candidates = rejected = (asked,)
+        else:
+            unchosen = everything.draw(window, NEGATIVES, generator)
+            candidates, rejected = targets, (int(generator.choice(unchosen)),)
+        shown = tuple(item if catalog.images[item] or substitute is None else substitute for item in window.history)
+        examples.append(
+            Example(user, window.history, targets, candidates, (rejected,), window.seen, shown, tuple(unchosen))
+        )
+    answers = {example.candidates == example.targets for example in examples}
+    if task == "yesno" and split != "train" and len(answers) == 1:
+        raise DataError(
+            f"{split}: the answer to all {len(examples)} examples is {'Yes' if answers.pop() else 'No'}, and AUC "
+            f"compares the two; take more users or another --seed"
+        )
+    return examples
