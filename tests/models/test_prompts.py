@@ -76,10 +76,55 @@ def test_yes_no_asks_about_one_item_with_its_image(backbone, images, data, asked
     assert [written(backbone, images, ids) for ids in prompts.rejected(example)] == [f"{other}∎"]
 
 
+def test_the_releases_top3_prompt_lists_candidates_in_quotation_marks(backbone, images, data):
+    """The list of chosen titles, each in quotation marks, has these around it once more; the rejected list has not."""
+    t, prompts = data.catalog.titles, Prompts(backbone, images, data.catalog.titles, "top3", protocol="release")
+    example = Example("u", (7, 8, 9), (1, 2, 3), (4, 1, 5, 3, 6, 2, 0), ((4, 5, 6),), shown=(7, 8, 5))
+    prompt = prompts.prompt(example)
+    listed = "\n".join(f'"{t[item]}"' for item in (4, 1, 5, 3, 6, 2, 0))
+    assert written(backbone, images, prompt.ids) == (
+        "User:Recommend what suits someone with this history. Answer with a title and no comment.\nChosen so far:\n"
+        f'[image]"{t[7]}"\n[image]"{t[8]}"\n[image]"{t[9]}"\n\n'
+        f"What may be chosen next? The candidates are:\n{listed}∎\nAssistant:"
+    )
+    assert prompt.images == [7, 8, 5]
+    assert written(backbone, images, prompts.chosen(example)) == f'""{t[1]}"\n"{t[2]}"\n"{t[3]}""∎'
+    assert [written(backbone, images, ids) for ids in prompts.rejected(example)] == [f'"{t[4]}"\n"{t[5]}"\n"{t[6]}"∎']
+    # Written one place after the other, as in evaluation, it is the chosen response.
+    parts = [prompts.name([item], first=item == 1, last=item == 3) for item in example.targets]
+    assert sum(parts, []) == prompts.chosen(example)
+    assert prompts.prompt(example, (1, 2)).ids == prompt.ids + parts[0] + parts[1]
+
+
+@pytest.mark.parametrize("asked, answer", [(5, "Yes"), (4, "No")])
+def test_the_releases_yes_no_prompt_lists_what_was_not_chosen_and_shows_images_of_the_history_alone(
+    backbone, images, data, asked, answer
+):
+    t, prompts = data.catalog.titles, Prompts(backbone, images, data.catalog.titles, "yesno", protocol="release")
+    example = Example("u", (2, 0), (5,), (asked,), ((4,),), shown=(2, 0), unchosen=(9, 8, 7, 6))
+    prompt = prompts.prompt(example)
+    assert written(backbone, images, prompt.ids) == (
+        f'User:Chosen so far:\n[image]"{t[2]}"\n[image]"{t[0]}"\n\n'
+        f'Not chosen, and perhaps not liked:\n"{t[9]}"\n"{t[8]}"\n"{t[7]}"\n"{t[6]}"\n\n'
+        f'Will this one be liked?\n"{t[asked]}"∎\nAssistant:'
+    )
+    assert prompt.images == [2, 0]
+    assert written(backbone, images, prompts.chosen(example)) == f"{answer}∎"
+
+
 def test_an_item_without_an_image_is_its_title_alone(backbone, images, data):
     images.blocks[0], images.contents[0] = [], None
     prompt = Prompts(backbone, images, data.catalog.titles, "next").prompt(EXAMPLE)
     assert prompt.images == [2]
+
+
+def test_another_items_image_can_stand_for_a_missing_one(backbone, images, data):
+    """With the protocol of the release, whose examples say whose images are shown."""
+    images.blocks[1], images.contents[1] = [], None
+    prompts = Prompts(backbone, images, data.catalog.titles, "yesno", protocol="release", mask_titles=True)
+    prompt = prompts.prompt(Example("u", (2, 1), (5,), (5,), ((4,),), shown=(2, 3), unchosen=(6,)))
+    assert prompt.images == [2, 3]
+    assert '[image]"an item"\n[image]"an item"' in written(backbone, images, prompt.ids)
 
 
 def test_looking_at_blank_or_shuffled_images_changes_features_and_can_be_undone(backbone, images):

@@ -145,7 +145,8 @@ def _answer_batch(backbone: Backbone, prompts: Prompts, examples: Sequence[Examp
     for place in range(3):
         left = [[item for item in e.candidates if item not in taken] for e, taken in zip(examples, lists)]
         x = [prompts.prompt(example, taken.tolist()) for example, taken in zip(examples, lists)]
-        responses = [[prompts.name([item], last=place == 2) for item in items] for items in left]
+        part = dict(first=place == 0, last=place == 2)  # of the response
+        responses = [[prompts.name([item], **part) for item in items] for items in left]
         best = _scores(backbone, prompts, x, responses).argmax(axis=1)
         lists = np.column_stack([lists, [items[b] for items, b in zip(left, best)]])
     return Answers(lists=lists)

@@ -25,13 +25,22 @@ QUESTIONS = {  # (task, are the candidates listed?)
     ("yesno", False): "Is this one next, yes or no?",
 }
 MASKED_TITLE = "an item"
+RELEASE = {  # protocol release: what stands before the history, and before the titles after it
+    "top3": (
+        "Recommend what suits someone with this history. Answer with a title and no comment.\nChosen so far:",
+        "\nWhat may be chosen next? The candidates are:",
+    ),
+    "yesno": ("Chosen so far:", "\nNot chosen, and perhaps not liked:"),
+}
+RELEASE_YESNO = "\nWill this one be liked?"
 
 
 class Prompts:
     """Writes the prompts and responses of one task.
 
-    list_candidates: whether a prompt lists the candidates' titles, as the paper's do. mask_titles: hide the titles of
-    the history, so that only its images tell what the items are.
+    list_candidates: whether a prompt lists the candidates' titles, as the paper's do. protocol: "standard", or
+    "release" for prompts that are built as those of the authors' release (`data/release.py`). mask_titles: hide the
+    titles of the history, so that only its images tell what the items are.
     """
 
     def __init__(
@@ -42,49 +51,62 @@ class Prompts:
         task: str,
         *,
         list_candidates: bool = True,
+        protocol: str = "standard",
         mask_titles: bool = False,
     ):
-        self.images, self.task, self.list_candidates = images, task, list_candidates
+        self.images, self.task, self.list_candidates, self.protocol = images, task, list_candidates, protocol
         self.packed = not backbone.layout.plain  # whether responses share one copy of their prompt
-        self.titles = [backbone.title_tokens(title) for title in titles]
-        self.history_titles = [backbone.tokens(MASKED_TITLE)] * len(titles) if mask_titles else self.titles
+        release = protocol == "release"
+        opening, question = RELEASE[task] if release else (HISTORY, QUESTIONS[task, list_candidates])
+        quote = '"' if release else ""
+        self.titles = [backbone.title_tokens(f"{quote}{title}{quote}") for title in titles]
+        masked = backbone.tokens(f"{quote}{MASKED_TITLE}{quote}")
+        self.history_titles = [masked] * len(titles) if mask_titles else self.titles
         self.newline = backbone.tokens("\n")
-        self.opening = backbone.prefix + backbone.tokens(HISTORY)
-        self.question = self.newline + backbone.tokens(QUESTIONS[task, list_candidates])
+        self.opening = backbone.prefix + backbone.tokens(opening)
+        self.question = self.newline + backbone.tokens(question)
+        self.release_yesno = self.newline + backbone.tokens(RELEASE_YESNO) + self.newline
+        # The release puts a list of quoted titles into quotation marks once more: the chosen one, not the rejected one.
+        self.around = backbone.tokens(quote) if release and task == "top3" else []
         self.separator, self.suffix = backbone.separator, backbone.suffix
         self.answers = {answer: backbone.tokens(answer) + self.suffix for answer in ("Yes", "No")}
 
     def prompt(self, example: Example, answered: Sequence[int] = ()) -> Prompt:
         """The prompt x of an example: history, question, candidates. `answered` are items that the response has named
         already (a top-3 list is ranked one place after the other)."""
-        ids, question = self._history(example.history)[-1], self._question(example)
-        answers = [id for item in answered for id in self.titles[item] + self.newline]
-        return Prompt(ids + question.ids + answers, self._shown(example.history) + question.images)
+        ids, question = self._history(example)[-1], self._question(example)
+        named = self.name(answered, last=False) if answered else []
+        images = self._shown(example.shown or example.history) + question.images
+        return Prompt(ids + question.ids + named, images)
 
     def nested(self, examples: Sequence[Example]) -> Prompt:
         """The prompts of examples whose histories begin alike, as branches of one trunk, the longest history; that of a
         single example is `prompt`."""
         if len(examples) == 1:
             return self.prompt(examples[0])
-        longest = max((example.history for example in examples), key=len)
+        longest = max(examples, key=lambda example: len(example.history))
         trunk = self._history(longest)
         branches = []
         for example in examples:
             question = self._question(example)
             branches.append(Branch(len(trunk[len(example.history)]), question.ids, question.images))
-        return Prompt(trunk[-1], self._shown(longest), tuple(branches))
+        return Prompt(trunk[-1], self._shown(longest.history), tuple(branches))
 
-    def _history(self, items: Sequence[int]) -> list[list[int]]:
-        """The first part of a prompt with none of the items, with the first, with the first two, …"""
+    def _history(self, example: Example) -> list[list[int]]:
+        """The first part of a prompt with none of the history's items, with the first, with the first two, …"""
         parts = [self.opening]
-        for item in items:
-            parts.append(parts[-1] + self.newline + self.images.placeholders(item) + self.history_titles[item])
+        for item, image in zip(example.history, example.shown or example.history):
+            parts.append(parts[-1] + self.newline + self.images.placeholders(image) + self.history_titles[item])
         return parts
 
     def _question(self, example: Example) -> Prompt:
         """The part of a prompt behind its history: the question and the candidates."""
         ids, shown = list(self.question), []
-        if self.task == "yesno":
+        if self.task == "yesno" and self.protocol == "release":
+            for item in example.unchosen:
+                ids += self.newline + self.titles[item]
+            ids += self.release_yesno + self.titles[example.candidates[0]]
+        elif self.task == "yesno":
             (candidate,) = example.candidates
             shown = self._shown([candidate])
             ids += self.newline + self.images.placeholders(candidate) + self.titles[candidate]
@@ -97,12 +119,16 @@ class Prompts:
         """Those of the items that have an image."""
         return [item for item in items if self.images.placeholders(item)]
 
-    def name(self, items: Sequence[int], *, last: bool = True) -> list[int]:
-        """The response that names `items`, one a line; `last` closes it."""
+    def name(self, items: Sequence[int], *, first: bool = True, last: bool = True) -> list[int]:
+        """The response that names `items`, one a line, or a part of it: `first` opens it, `last` closes it."""
+        ids = list(self.around if first else ()) + self._lines(items)
+        return ids + (self.around + self.suffix if last else self.newline)
+
+    def _lines(self, items: Sequence[int]) -> list[int]:
         ids = list(self.titles[items[0]])
         for item in items[1:]:
             ids += self.newline + self.titles[item]
-        return ids + (self.suffix if last else self.newline)
+        return ids
 
     def chosen(self, example: Example) -> list[int]:
         """The chosen response y_w."""
@@ -114,7 +140,7 @@ class Prompts:
         """The rejected responses y_l."""
         if self.task == "yesno":
             return [self.answers["No" if example.candidates[0] in example.targets else "Yes"]]
-        return [self.name(items) for items in example.rejected]
+        return [self._lines(items) + self.suffix for items in example.rejected]
 
     def length(self, prompt: Prompt, responses: Sequence[Sequence[int]]) -> int:
         """Tokens that a forward reads for a prompt and its responses."""
