@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from hanorec.data.dataset import split_examples
 from hanorec.evaluation.baselines import baseline_answers
 from hanorec.evaluation.measures import user_measures
 from hanorec.evaluation.ranking import FullCatalog
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*rows are too short")
 
 
 def test_baselines_answer_with_chance_popularity_and_what_is_possible(data):
@@ -24,3 +27,9 @@ def test_baselines_rank_the_whole_catalogue_too(data):
     sizes = [len(full_catalog.candidates(e)) for e in examples]
     assert answers.places.tolist() == [[0, size - 1] for size in sizes]
     np.testing.assert_allclose(user_measures("next", answers, examples)["HR@10"], 10 / np.array(sizes))
+
+
+def test_the_oracles_do_not_answer_where_negatives_need_not_occur_in_training(data):
+    examples = split_examples(data, "test", "top3", protocol="release", users=5)
+    answers = baseline_answers(data, examples, "top3", protocol="release")
+    assert set(answers) == {"random", "popularity"} and answers["popularity"].lists.shape == (5, 3)

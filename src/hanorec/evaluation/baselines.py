@@ -23,15 +23,22 @@ ORACLE_NAMES = {
 
 
 def baseline_answers(
-    data: Dataset, examples: Sequence[Example], task: str, full_catalog: FullCatalog | None = None
+    data: Dataset,
+    examples: Sequence[Example],
+    task: str,
+    full_catalog: FullCatalog | None = None,
+    protocol: str = "standard",
 ) -> dict[str, Answers]:
     """The answers of chance (a constant score, since ties are counted exactly), of popularity in training, and on a toy
-    world of the Bayes-optimal observers, by the name of their row in a table.
+    world of the Bayes-optimal observers, by the name of their row in a table. The observers know that negatives occur
+    in training, so with the protocol "release", whose negatives need not, there are none.
 
     Errors: DataError where `world.json` is not one of this catalogue.
     """
     cold = not np.isin([item for example in examples for item in example.history], data.warm).any()
-    oracles = read_oracles(data.folder, data.catalog, data.warm, know_candidates=cold)
+    oracles = {}
+    if protocol == "standard":
+        oracles = read_oracles(data.folder, data.catalog, data.warm, know_candidates=cold)
     scorers: dict[str, Callable[[Example], np.ndarray]] = {
         "random": lambda example: np.zeros(len(example.candidates)),
         "popularity": lambda example: data.counts[list(example.candidates)].astype(float),

@@ -1,7 +1,8 @@
 """From answers to measures: what a recommender answered, one number a user and metric, and intervals.
 
 In: `Answers` to examples, from a model or a baseline (`ranking`). Out: the measures of their task, for each example,
-for all of them with 95 % intervals, and apart for each length of history.
+for all of them with 95 % intervals, and apart for each length of history. With the protocol "release" the measures of
+top-3 lists count the newest target alone, which stands first, as the authors' release does.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Answers(NamedTuple):
 
 
 def measures_by_length(
-    task: str, answers: Mapping[str, Answers], examples: Sequence[Example]
+    task: str, answers: Mapping[str, Answers], examples: Sequence[Example], protocol: str = "standard"
 ) -> dict[int, dict[str, dict[str, float]]]:
     """Every measure of every method, apart for each length of history: {length: {method: {measure: value}}}."""
     lengths = np.array([len(example.history) for example in examples])
@@ -42,15 +43,19 @@ def measures_by_length(
     for length in sorted(set(lengths.tolist())):
         rows = np.flatnonzero(lengths == length)
         group = [examples[int(row)] for row in rows]
-        groups[length] = {method: point_measures(task, each.take(rows), group) for method, each in answers.items()}
+        groups[length] = {
+            method: point_measures(task, each.take(rows), group, protocol) for method, each in answers.items()
+        }
     return groups
 
 
-def user_measures(task: str, answers: Answers, examples: Sequence[Example]) -> dict[str, np.ndarray]:
+def user_measures(
+    task: str, answers: Answers, examples: Sequence[Example], protocol: str = "standard"
+) -> dict[str, np.ndarray]:
     """One number an example and metric, [U], of the tasks next and top3. The measures of yes/no belong to all users
     together, see `measures`."""
     if answers.lists is not None:
-        targets = np.array([example.targets for example in examples])
+        targets = np.array([example.targets[:1] if protocol == "release" else example.targets for example in examples])
         return {
             "HR@3": metrics.list_hit_rate(answers.lists, targets),
             "NDCG@3": metrics.list_ndcg(answers.lists, targets),
@@ -71,29 +76,37 @@ def user_measures(task: str, answers: Answers, examples: Sequence[Example]) -> d
     }
 
 
-def point_measures(task: str, answers: Answers, examples: Sequence[Example]) -> dict[str, float]:
+def point_measures(
+    task: str, answers: Answers, examples: Sequence[Example], protocol: str = "standard"
+) -> dict[str, float]:
     """The value of every measure of a task. Those of yes/no are "AUC" from probabilities, and "AUC hard" from the
     answers Yes and No, as the authors compute it."""
     if task != "yesno":
-        return {name: float(values.mean()) for name, values in user_measures(task, answers, examples).items()}
+        of_users = user_measures(task, answers, examples, protocol)
+        return {name: float(values.mean()) for name, values in of_users.items()}
     labels = np.array([example.candidates[0] in example.targets for example in examples])
     return {name: metrics.auc(column, labels) for name, column in _yesno_columns(answers).items()}
 
 
-def measures(task: str, answers: Answers, examples: Sequence[Example]) -> dict[str, tuple[float, float, float]]:
-    """Every measure of a task as (value, low, high): the interval is a bootstrap over users at 95 %."""
+def measures(
+    task: str, answers: Answers, examples: Sequence[Example], protocol: str = "standard"
+) -> dict[str, tuple[float, float, float]]:
+    """Every measure of a task as (value, low, high): the interval is a bootstrap over users at 95 %. A resample whose
+    answers are all Yes or all No (they can be where a user is one row) counts as an AUC of 0.5, as it tells nothing."""
     if task != "yesno":
-        values = user_measures(task, answers, examples)
+        values = user_measures(task, answers, examples, protocol)
         return {name: (float(v.mean()), *metrics.bootstrap_interval(v)) for name, v in values.items()}
     labels = np.array([example.candidates[0] in example.targets for example in examples])
+    # A user is a Yes row and a No row, or with the release's protocol one of them.
+    rows_of_users = np.arange(len(labels)).reshape(-1, 1 if protocol == "release" else 2)
     result = {}
     for name, column in _yesno_columns(answers).items():
 
         def statistic(users: np.ndarray, column: np.ndarray = column) -> float:
-            rows = np.concatenate([2 * users, 2 * users + 1])  # a user is a Yes row and a No row
-            return metrics.auc(column[rows], labels[rows])
+            rows = rows_of_users[users].ravel()
+            return metrics.auc(column[rows], labels[rows]) if len(set(labels[rows])) == 2 else 0.5
 
-        interval = metrics.bootstrap_interval(np.zeros(len(labels) // 2), statistic=statistic, samples=300)
+        interval = metrics.bootstrap_interval(np.zeros(len(rows_of_users)), statistic=statistic, samples=300)
         result[name] = (metrics.auc(column, labels), *interval)
     return result
 

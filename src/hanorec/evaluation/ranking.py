@@ -115,7 +115,7 @@ def validate(
     """The name of the measure that the best state is chosen by, and its value on held-out examples, 0 to 1."""
     measure = MAIN_MEASURE[prompts.task]
     answers = answer_with_model(backbone, prompts, examples, forward_tokens=forward_tokens)
-    return measure, point_measures(prompts.task, answers, examples)[measure]
+    return measure, point_measures(prompts.task, answers, examples, prompts.protocol)[measure]
 
 
 def _rank_full_catalog(
