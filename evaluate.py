@@ -26,31 +26,34 @@ from hanorec.evaluation.ranking import FullCatalog, answer_with_model
 from hanorec.evaluation.report import by_length_table, results_table, share_of_possible
 from hanorec.models.images import CatalogImages
 from hanorec.models.prompts import Prompts
-from hanorec.training.options import EvaluationOptions, cache_folder, example_options, parse
+from hanorec.training.options import STANDARD, EvaluationOptions, apply_protocol, cache_folder, example_options, parse
 from hanorec.training.runs import load_run, read_config
 
-PROMPT_SETTINGS = ("list_candidates", "image_pixels", "image_views")  # with data, task and history: what a model reads
+# With data, task and history: what a model reads.
+PROMPT_SETTINGS = ("protocol", "list_candidates", "image_pixels", "image_views")
 
 
 def main() -> None:
     options = parse(EvaluationOptions)
     configs = {run: read_config(run) for run in options.runs}
     fill_from_runs(options, configs)
+    protocol = configs[options.runs[0]]["protocol"]
     data = open_dataset(options.data)
     full_catalog = FullCatalog(data.warm) if options.candidates == "all" else None
     drawn = example_options(options) | {"candidates": 2 if full_catalog else int(options.candidates)}
-    examples = split_examples(data, options.split, users=options.users, **drawn)
+    examples = split_examples(data, options.split, users=options.users, protocol=protocol, **drawn)
     if distributed.is_main_process():
         file = data.folder / f"{options.split}.tsv"
-        print(f"{len(examples)} examples of {file}, task {options.task}, candidates: {options.candidates}")
+        how = f"task {options.task}, protocol {protocol}, candidates: {options.candidates}"
+        print(f"{len(examples)} examples of {file}, {how}")
 
-    answers = baseline_answers(data, examples, options.task, full_catalog)
+    answers = baseline_answers(data, examples, options.task, full_catalog, protocol)
     for run in options.runs:
         answers |= model_answers(run, data, examples, options, full_catalog)
     if not distributed.is_main_process():
         return
-    results = {method: measures(options.task, each, examples) for method, each in answers.items()}
-    by_length = measures_by_length(options.task, answers, examples)
+    results = {method: measures(options.task, each, examples, protocol) for method, each in answers.items()}
+    by_length = measures_by_length(options.task, answers, examples, protocol)
     first_measure = "HR@10" if full_catalog else FIRST_MEASURE[options.task]
 
     print("\n" + results_table(results, first_measure))
@@ -61,22 +64,26 @@ def main() -> None:
         share = share_of_possible(results, run, first_measure)
         if share is not None:
             print(f"\n{run} goes {share:.0%} of the way from popularity to the oracle in {first_measure}.")
-        write_results(run, options, results, by_length, len(examples))
+        write_results(run, options, protocol, results, by_length, len(examples))
 
 
 def fill_from_runs(options: EvaluationOptions, configs: dict[str, dict]) -> None:
     """Take data, task and history, where they are not given, from the runs, and check that the runs are comparable.
 
     configs: the config of each run in `options.runs`. Errors: DataError where two runs differ in one of these and it is
-    not given, or in a setting of their prompts; where --candidates all meets a task or prompts that it cannot rank.
+    not given, or in a setting of their prompts; where an option contradicts their protocol; where --candidates all
+    meets a task or prompts that it cannot rank.
     """
     first = options.runs[0]
+    for name in PROMPT_SETTINGS:
+        check_alike(name, configs, options.task, "evaluate them apart")
     for name in ("data", "task", "history"):
+        if name == "history":  # which the protocol may fix for the task
+            apply_protocol(options, configs[first]["protocol"], STANDARD)
         if getattr(options, name) is None:
             check_alike(name, configs, options.task, f"give --{name}, or evaluate them apart")
             setattr(options, name, configs[first][name])
-    for name in PROMPT_SETTINGS:
-        check_alike(name, configs, options.task, "evaluate them apart")
+    options.candidates = str(options.candidates)
     if options.candidates == "all" and options.task != "next":
         raise DataError(f"--candidates all: ranks the next item; the task is {options.task}")
     if options.candidates == "all" and configs[first]["list_candidates"]:
@@ -119,6 +126,7 @@ def model_answers(
             data.catalog.titles,
             options.task,
             list_candidates=config["list_candidates"],
+            protocol=config["protocol"],
             mask_titles=mask_titles,
         )
         name = run if modality == "full" else f"{run}, {modality}"
@@ -133,11 +141,19 @@ def model_answers(
     return answers
 
 
-def write_results(run: str, options: EvaluationOptions, results: dict, by_length: dict, examples: int) -> None:
+def write_results(
+    run: str, options: EvaluationOptions, protocol: str, results: dict, by_length: dict, examples: int
+) -> None:
     """evaluation-<split>-<task>.json: this run's measures, the baselines', and the options they were made with."""
     other_runs = [other for other in options.runs if other != run]
     measured = {method: row for method, row in results.items() if method.split(", ")[0] not in other_runs}
-    content = {"options": vars(options), "examples": examples, "measures": measured, "by_history_length": by_length}
+    content = {
+        "options": vars(options),
+        "protocol": protocol,
+        "examples": examples,
+        "measures": measured,
+        "by_history_length": by_length,
+    }
     suffix = "-all" if options.candidates == "all" else ""
     path = Path(run) / f"evaluation-{options.split}-{options.task}{suffix}.json"
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

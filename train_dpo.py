@@ -61,7 +61,14 @@ def main() -> None:
     fill_defaults(options, sft_config)
     data, cache = open_dataset(options.data), cache_folder(options)
     images = CatalogImages(reference, data.catalog.images, frozen=True, cache=cache, pixels=options.image_pixels)
-    prompts = Prompts(reference, images, data.catalog.titles, options.task, list_candidates=options.list_candidates)
+    prompts = Prompts(
+        reference,
+        images,
+        data.catalog.titles,
+        options.task,
+        list_candidates=options.list_candidates,
+        protocol=options.protocol,
+    )
 
     # The pairs, their hardness λ and log π_ref of their responses: computed once a run.
     kept = dict(weights=weights_fingerprint(reference.model.state_dict()), cache=cache)  # for later runs, too

@@ -33,12 +33,13 @@ from hanorec.training.optimization import (
     seed_everything,
     total_steps,
 )
-from hanorec.training.options import SFTOptions, cache_folder, example_options, parse
+from hanorec.training.options import STANDARD, SFTOptions, apply_protocol, cache_folder, example_options, parse
 from hanorec.training.runs import check_output, open_run, save_model
 
 
 def main() -> None:
     options = parse(SFTOptions)
+    apply_protocol(options, options.protocol, STANDARD)
     check_output(options)
     seed_everything(options.seed)
     data = open_dataset(options.data)
@@ -57,7 +58,14 @@ def main() -> None:
         cache=cache_folder(options),
         pixels=options.image_pixels,
     )
-    prompts = Prompts(policy, images, data.catalog.titles, options.task, list_candidates=options.list_candidates)
+    prompts = Prompts(
+        policy,
+        images,
+        data.catalog.titles,
+        options.task,
+        list_candidates=options.list_candidates,
+        protocol=options.protocol,
+    )
     rows = groups(examples, nested=windows == "nested")  # what one prompt x asks for: a title, or each one of a row
     x = [prompts.nested(row) for row in rows]
     y = [[prompts.chosen(example) for example in row] for row in rows]

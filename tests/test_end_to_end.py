@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from hanorec.data.toy import World, make_toy
 from hanorec.errors import exit_on_user_error
 from hanorec.models.backbone import load_backbone
 from hanorec.models.packing import Prompt
@@ -218,6 +219,49 @@ def test_the_other_tasks_run_from_end_to_end(script, toy_folder, runs, task):
     )
     assert status == 0, errors
     assert ("NDCG@3" if task == "top3" else "AUC hard") in out
+
+
+@pytest.fixture(scope="module")
+def long_rows(tmp_path_factory):
+    """A toy catalogue whose training rows have six items, which the protocol of the release needs."""
+    world = World(warm_per_cell=8, cold_per_cell=1, users=40, cold_users=2, shortest_row=8, longest_row=8)
+    return make_toy(tmp_path_factory.mktemp("long") / "toy", world)
+
+
+@pytest.mark.parametrize("task, measures", [("top3", {"HR@3", "NDCG@3"}), ("yesno", {"AUC", "AUC hard"})])
+def test_the_protocol_of_the_release_runs_from_end_to_end(script, long_rows, runs, task, measures):
+    few = ["--max-steps", 2, "--train-users", 12, "--validate-users", 8, "--batch-size", 4, "--log-every", 1]
+    first, second = runs / f"release-{task}", runs / f"release-{task}-hanorec"
+    status, _, errors = script(
+        "train_sft", "--data", long_rows, "--output", first, "--task", task, "--protocol", "release", *few
+    )
+    assert status == 0, errors
+    status, _, errors = script("train_dpo", "--sft", first, "--output", second, *few)
+    assert status == 0, errors
+    config = json.loads((second / "config.json").read_text())
+    assert (config["protocol"], config["list_candidates"], config["windows"]) == ("release", True, "last")
+    lines = [line for line in log(second) if "loss" in line]
+    assert len(lines) == 2 and all(line["hardness_std"] > 0 for line in lines)
+    status, out, errors = script("evaluate", "--runs", first, second, "--users", 12)
+    assert status == 0 and "12 examples" in out and "protocol release" in out, errors  # one a user
+    result = json.loads((second / f"evaluation-test-{task}.json").read_text())
+    assert set(result["measures"][str(second)]) == measures and result["protocol"] == "release"
+
+
+def test_what_the_protocol_of_the_release_lacks_is_an_error(script, long_rows, runs, tmp_path):
+    def fails(call, message):
+        status, _, errors = call
+        assert status == 2 and message in errors and "Traceback" not in errors, errors
+
+    def release(*more):
+        return script("train_sft", "--data", long_rows, "--output", tmp_path / "run", "--protocol", "release", *more)
+
+    fails(release(), "--protocol release: has the tasks top3 and yesno; the task is next")
+    fails(release("--task", "top3", "--candidates", 20), "--candidates 20: --protocol release with task top3 has 7")
+    top3 = ("--runs", runs / "release-top3")
+    fails(script("evaluate", *top3, runs / "top3", "--data", long_rows), "cannot be compared: --protocol was 'release'")
+    fails(script("evaluate", *top3, "--task", "next"), "--protocol release: has the tasks top3 and yesno")
+    assert not list(tmp_path.iterdir())
 
 
 def test_runs_of_another_task_history_or_prompt_are_not_compared(script, toy_folder, runs):

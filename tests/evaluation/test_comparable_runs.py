@@ -12,6 +12,7 @@ from hanorec.errors import DataError
 CONFIG = {
     "data": None,
     "task": "next",
+    "protocol": "standard",
     "history": None,
     "list_candidates": False,
     "image_pixels": 262_144,
@@ -22,7 +23,7 @@ CONFIG = {
 def fill(*changes: dict, **given):
     """Options for runs a, b, ... whose configs differ from CONFIG by `changes`, filled from them."""
     configs = {name: CONFIG | change for name, change in zip("abc", changes)}
-    nothing = {"data": None, "task": None, "history": None, "candidates": "20"}
+    nothing = {"data": None, "task": None, "history": None, "candidates": None}
     options = SimpleNamespace(runs=list(configs), **(nothing | given))
     fill_from_runs(options, configs)
     return options
@@ -34,6 +35,7 @@ def fill(*changes: dict, **given):
         ({"data": "movies"}, "data", (r"'.*data/toy'", r"'.*movies'")),
         ({"task": "top3"}, "task", ("'next'", "'top3'")),
         ({"history": 2}, "history", ("5", "2")),
+        ({"protocol": "release"}, "protocol", ("'standard'", "'release'")),
         ({"list_candidates": True}, "list-candidates", ("False", "True")),
         ({"image_pixels": 4096}, "image-pixels", ("262144", "4096")),
         ({"image_views": "many"}, "image-views", ("'one'", "'many'")),
@@ -65,3 +67,28 @@ def test_the_whole_catalogue_is_ranked_for_the_next_item_and_cannot_be_listed():
         fill({"task": "yesno"}, candidates="all")
     with pytest.raises(DataError, match="the prompts of a list the candidates"):
         fill({"list_candidates": True}, candidates="all")
+
+
+RELEASE = {"protocol": "release", "task": "top3", "history": 3, "list_candidates": True}
+
+
+def test_runs_of_the_releases_protocol_are_ranked_as_it_ranks_them():
+    options = fill(RELEASE, RELEASE)
+    assert (options.task, options.history, options.candidates) == ("top3", 3, "7")
+    options = fill(RELEASE, RELEASE, task="yesno")
+    assert (options.task, options.history) == ("yesno", 5)
+    assert fill({}).candidates == "20"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"candidates": "20"}, "--candidates 20: --protocol release with task top3 has 7"),
+        ({"candidates": "all"}, "--candidates all: --protocol release with task top3 has 7"),
+        ({"history": 7}, "--history 7: --protocol release with task top3 has 3"),
+        ({"task": "next"}, "--protocol release: has the tasks top3 and yesno; the task is next"),
+    ],
+)
+def test_what_contradicts_the_releases_protocol_is_an_error(given, message):
+    with pytest.raises(DataError, match=message):
+        fill(RELEASE, **given)

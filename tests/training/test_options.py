@@ -10,10 +10,12 @@ import pytest
 
 from hanorec.errors import DataError, exit_on_user_error
 from hanorec.training.options import (
+    STANDARD,
     DPOOptions,
     EvaluationOptions,
     InheritedOptions,
     SFTOptions,
+    apply_protocol,
     cache_folder,
     example_options,
     fill_defaults,
@@ -23,7 +25,7 @@ from tests.conftest import ROOT
 
 KINDS = [SFTOptions, DPOOptions, EvaluationOptions]
 SFT_CONFIG = {
-    "data": "movies", "task": "top3", "history": 3, "candidates": 7, "list_candidates": True, "image_pixels": 1000,
+    "data": "movies", "task": "top3", "protocol": "standard", "history": 3, "candidates": 7, "list_candidates": True, "image_pixels": 1000,
     "image_views": "many", "remote_code": True, "noise": "not an inherited option",
 }  # fmt: skip
 
@@ -72,21 +74,16 @@ def test_without_arguments_every_option_has_its_default(call, kind):
 
 def test_defaults_of_the_two_stages_and_of_evaluation(call):
     sft, dpo, evaluation = (call(kind) for kind in KINDS)
-    assert (sft.epochs, sft.learning_rate, sft.windows, sft.output) == (2.0, 1e-3, "every", "runs/sft")
+    assert (sft.epochs, sft.learning_rate, sft.windows, sft.output) == (2.0, 1e-3, None, "runs/sft")
     assert (dpo.epochs, dpo.learning_rate, dpo.windows, dpo.output) == (1.0, 1e-4, "last", "runs/hanorec")
-    assert (sft.task, sft.candidates, sft.list_candidates, dpo.task, dpo.list_candidates) == (
-        "next",
-        20,
-        False,
-        None,
-        None,
-    )
+    assert (sft.task, sft.protocol, sft.candidates, sft.list_candidates) == ("next", "standard", None, None)
+    assert (dpo.task, dpo.protocol, dpo.candidates, dpo.list_candidates) == (None, None, None, None)
     assert (sft.batch_size, sft.lora_rank, sft.lora_alpha, sft.seed) == (16, 8, 32, 2025)
     assert (dpo.beta, dpo.neighbours, dpo.noise, dpo.noise_std, dpo.temperature) == (None, 10, None, 0.1, None)
     assert (evaluation.runs, evaluation.modality, evaluation.candidates) == (
         ["runs/sft", "runs/hanorec"],
         ["full"],
-        "20",
+        None,
     )
 
 
@@ -290,6 +287,58 @@ def test_dpo_takes_what_is_not_given_from_the_sft_run(call):
     assert (options.history, options.list_candidates, options.remote_code) == (9, False, False)
 
 
+@pytest.mark.parametrize("task, history, candidates", [("top3", 3, 7), ("yesno", 5, 20)])
+def test_the_releases_protocol_fixes_what_is_not_given(call, task, history, candidates):
+    options = call(SFTOptions, "--protocol", "release", "--task", task)
+    apply_protocol(options, "release", STANDARD)
+    assert (options.history, options.candidates) == (history, candidates)
+    assert (options.list_candidates, options.windows) == (True, "last")
+    options = call(SFTOptions)
+    apply_protocol(options, "standard", STANDARD)
+    assert (options.history, options.candidates, options.list_candidates, options.windows) == (None, 20, False, "every")
+
+
+@pytest.mark.parametrize(
+    "kind, given, fixed",
+    [
+        (SFTOptions, "--candidates 20", 7),
+        (SFTOptions, "--history 7", 3),
+        (SFTOptions, "--windows every", "last"),
+        (SFTOptions, "--list-candidates false", "true"),
+        (DPOOptions, "--windows every", "last"),
+        (DPOOptions, "--negatives popularity", "random"),
+        (DPOOptions, "--rejected 3", 1),
+        (DPOOptions, "--fresh-negatives true", "false"),
+    ],
+)
+def test_what_contradicts_the_releases_protocol_is_an_error(call, kind, given, fixed):
+    options = call(kind, "--task", "top3", *given.split())
+    with pytest.raises(DataError, match=f"^{given}: --protocol release with task top3 has {fixed}$"):
+        apply_protocol(options, "release", STANDARD)
+
+
+def test_the_releases_protocol_leaves_alone_what_its_task_has_no_use_for(call):
+    options = call(SFTOptions, "--task", "yesno", "--candidates", 9, "--history", 5)  # yes/no ranks no candidates
+    apply_protocol(options, "release", STANDARD)
+    assert (options.candidates, options.history) == (9, 5)
+
+
+def test_the_releases_protocol_has_no_next_item(call):
+    with pytest.raises(DataError, match="^--protocol release: has the tasks top3 and yesno; the task is next$"):
+        apply_protocol(call(SFTOptions, "--protocol", "release"), "release", STANDARD)
+
+
+def test_dpo_takes_the_protocol_of_the_sft_run_or_its_own(call):
+    options = call(DPOOptions)
+    fill_defaults(options, SFT_CONFIG | {"protocol": "release", "task": "yesno", "history": 5})
+    assert (options.protocol, options.task, options.history, options.list_candidates) == ("release", "yesno", 5, True)
+    options = call(DPOOptions, "--protocol", "release", "--task", "yesno")
+    fill_defaults(options, SFT_CONFIG | {"candidates": 20, "list_candidates": False})
+    assert (options.protocol, options.history, options.list_candidates) == ("release", 5, True)
+    with pytest.raises(DataError, match="--protocol release: has the tasks top3 and yesno; the task is next"):
+        fill_defaults(call(DPOOptions, "--task", "next"), SFT_CONFIG | {"protocol": "release"})
+
+
 def test_every_inherited_option_is_one_of_sft(call):
     assert {field.name for field in dataclasses.fields(InheritedOptions)} <= vars(call(SFTOptions)).keys()
 
@@ -326,7 +375,10 @@ def test_cache_folder_is_beside_the_run_unless_given(call):
 
 def test_example_options_are_those_that_choose_examples(call):
     options = call(SFTOptions, "--task", "top3", "--history", 4, "--candidates", 9, "--seed", 1)
-    assert example_options(options) == {"task": "top3", "history": 4, "candidates": 9, "seed": 1}
+    which = {"task": "top3", "history": 4, "candidates": 9, "seed": 1}
+    assert example_options(options) == which | {"protocol": "standard"}
+    arguments = ("--task", "top3", "--history", 4, "--candidates", 9, "--seed", 1)
+    assert example_options(call(EvaluationOptions, *arguments)) == which | {"candidates": "9"}
 
 
 # --help

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Optional
 
+from hanorec.data.release import fixed_options
 from hanorec.errors import DataError
 from hanorec.preference_losses import OBJECTIVES
 from hanorec.training.command_line import option, switch
@@ -17,7 +18,9 @@ from hanorec.training.command_line import parse as parse
 from hanorec.training.objective import default_beta, takes
 
 Task = Literal["next", "top3", "yesno"]
+Protocol = Literal["standard", "release"]
 MODALITIES = ("full", "blank", "shuffled", "no-titles")
+STANDARD = {"candidates": 20, "list_candidates": False, "windows": "every"}  # where no protocol fixes another value
 
 
 @dataclass
@@ -30,16 +33,25 @@ class DataOptions:
         metavar="DIR",
     )
     task: Task = option("next", "task to train on: name the next item, name the next three, or answer yes or no")
-    history: Optional[int] = option(None, "most history items in a prompt (default: 5, and 3 for top3)", least=1)
-    candidates: int = option(20, "items the target is ranked among, itself included", least=2)
-    list_candidates: bool = switch(
-        False, "list the candidates' titles in the prompt, as the paper does; the tiny backbone learns faster without"
+    protocol: Protocol = option(
+        "standard",
+        "how examples, prompts and measures are made; release makes them as the authors' release does, for the tasks "
+        "top3 and yesno, and fixes history, candidates, windows and negatives (docs/differences.md)",
     )
-    windows: Literal["nested", "every", "last"] = option(
-        "every",
+    history: Optional[int] = option(None, "most history items in a prompt (default: 5, and 3 for top3)", least=1)
+    candidates: Optional[int] = option(
+        None, "items the target is ranked among, itself included (default: 20; protocol release: 7)", least=2
+    )
+    list_candidates: Optional[bool] = switch(
+        None,
+        "list the candidates' titles in the prompt, as the paper does; the tiny backbone learns faster without "
+        "(default: false; protocol release: true)",
+    )
+    windows: Optional[Literal["nested", "every", "last"]] = option(
+        None,
         "train on all windows of a user's row, read one by one (every) or many in one forward (nested: a row is cut "
         "into chunks of --history items and a target, and every position of a chunk is predicted from those before "
-        "it), or on the last one only (the paper)",
+        "it), or on the last one only, as the paper does (default: every; protocol release: last)",
     )
     train_users: Optional[int] = option(
         None, "number of windows to train on, drawn by the seed (default: all)", least=1
@@ -158,6 +170,9 @@ class InheritedOptions:
 
     data: Optional[str] = option(None, "dataset folder (default: that of the SFT run)", metavar="DIR")
     task: Optional[Task] = option(None, "task to train on (default: that of the SFT run)")
+    protocol: Optional[Protocol] = option(
+        None, "how examples, prompts and measures are made (default: as in the SFT run)"
+    )
     history: Optional[int] = option(None, "most history items in a prompt (default: as in the SFT run)", least=1)
     candidates: Optional[int] = option(None, "items the target is ranked among (default: as in the SFT run)", least=2)
     list_candidates: Optional[bool] = switch(None, "list candidates in the prompt (default: as in the SFT run)")
@@ -284,9 +299,10 @@ class RankingOptions:
     split: str = option("test", "rows to rank: val, test or any other <split>.tsv; the toy catalogue has cold, too")
     task: Optional[Task] = option(None, "task to evaluate (default: that of the first run)")
     history: Optional[int] = option(None, "most history items in a prompt (default: as in the first run)", least=1)
-    candidates: str = option(
-        "20",
-        "items the target is ranked among, itself included; all: every item that the user has not chosen",
+    candidates: Optional[str] = option(
+        None,
+        "items the target is ranked among, itself included; all: every item that the user has not chosen (default: 20; "
+        "for runs of the protocol release: 7)",
         least=2,
         or_word="all",
         metavar="N|all",
@@ -310,15 +326,34 @@ class EvaluationOptions(EvaluatedOptions, RankingOptions, EvaluationComputeOptio
     """Rank candidates with trained runs and baselines, side by side, on the same users and candidates."""
 
 
-def fill_defaults(options: DPOOptions, sft_config: dict[str, Any]) -> None:
-    """Fill what was not given: `InheritedOptions` from the SFT run's config, β₀, noise and τ from loss and recipe.
+def apply_protocol(
+    options: SFTOptions | DPOOptions | EvaluationOptions, protocol: str, otherwise: dict[str, Any]
+) -> None:
+    """Fill what was not given: by what the protocol fixes for the task (which is known), otherwise by `otherwise`.
 
-    Errors: DataError for fresh negatives with the task yesno, whose rejected response is always the other answer, and
-    for a part of HaNoRec turned off where the loss has no such part.
+    Errors: DataError for a task that the protocol does not have, and for an option that was given another value than
+    the protocol fixes.
     """
-    for inherited in fields(InheritedOptions):
-        if getattr(options, inherited.name) is None:
-            setattr(options, inherited.name, sft_config[inherited.name])
+    fixed = fixed_options(str(options.task)) if protocol == "release" else {}
+    for name, value in (otherwise | fixed).items():
+        given = getattr(options, name, value)  # not every script has every option
+        if given is None:
+            setattr(options, name, value)
+        elif name in fixed and str(given) != str(value):
+            option_name = name.replace("_", "-")
+            raise DataError(f"--{option_name} {given}: --protocol release with task {options.task} has {value}".lower())
+
+
+def fill_defaults(options: DPOOptions, sft_config: dict[str, Any]) -> None:
+    """Fill what was not given: `InheritedOptions` from the protocol and the SFT run's config, β₀, noise and τ from loss
+    and recipe.
+
+    Errors: DataError as `apply_protocol` raises it, for fresh negatives with the task yesno, whose rejected response is
+    always the other answer, and for a part of HaNoRec turned off where the loss has no such part.
+    """
+    options.task, options.protocol = options.task or sft_config["task"], options.protocol or sft_config["protocol"]
+    inherited = {field.name: sft_config[field.name] for field in fields(InheritedOptions)}
+    apply_protocol(options, options.protocol, inherited)
     if options.fresh_negatives and options.task == "yesno":
         raise DataError("--fresh-negatives: the rejected response of a yes/no pair is always the other answer")
     if options.negatives.startswith("policy") and options.task != "next":
@@ -344,4 +379,5 @@ def cache_folder(options: SFTOptions | DPOOptions | EvaluationOptions) -> Path:
 
 def example_options(options: SFTOptions | DPOOptions | EvaluationOptions) -> dict[str, Any]:
     """The options that say which examples a split gives, as arguments of `dataset.split_examples`."""
-    return dict(task=options.task, history=options.history, candidates=options.candidates, seed=options.seed)
+    which = dict(task=options.task, history=options.history, candidates=options.candidates, seed=options.seed)
+    return which if isinstance(options, EvaluationOptions) else which | {"protocol": options.protocol}

@@ -79,7 +79,7 @@ def read_config(folder: str | Path, kind: str | None = None) -> dict:
     """The config.json of a finished run, of a kind ("sft" or "dpo") if given. Errors: DataError where it is not one."""
     path = Path(folder) / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = {"protocol": "standard"} | json.loads(path.read_text(encoding="utf-8"))  # older runs do not say it
         actual = config["kind"]
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{folder}: not a run's folder ({path.name}: {error})") from error
