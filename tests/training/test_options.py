@@ -276,6 +276,17 @@ def test_settings_of_the_paper(call, name, noise_std):
     assert (dpo.noise, dpo.noise_std) == ("logits", noise_std)
 
 
+@pytest.mark.parametrize("task, history", [("top3", 3), ("yesno", 5)])
+def test_settings_of_the_paper_go_with_the_protocol_of_the_release(call, task, history):
+    file = ROOT / "configs" / "paper-movielens-sft.yaml"
+    sft = call(SFTOptions, file, "--protocol", "release", "--task", task, "--history", history)
+    apply_protocol(sft, sft.protocol, STANDARD)
+    assert (sft.history, sft.list_candidates, sft.windows) == (history, True, "last")
+    dpo = call(DPOOptions, ROOT / "configs" / "paper-movielens-dpo.yaml")
+    fill_defaults(dpo, vars(sft))
+    assert (dpo.protocol, dpo.task, dpo.history, dpo.negatives) == ("release", task, history, "random")
+
+
 # Defaults that depend on something else
 
 
