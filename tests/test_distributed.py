@@ -19,12 +19,14 @@ from hanorec import distributed
 SHORT = ["--max-steps", 4, "--validate-every", 2, "--validate-users", 7, "--batch-size", 5, "--candidates", 6]
 LOG = ["--log-every", 1, "--lora-dropout", 0]
 SPLIT = ["--forward-tokens", 150]
-STAGES = {  # batches of 5 over 2 processes: shares of 3 and 2, in parts of unequal numbers where they are split
-    "sft": ("train_sft", "--output", "HERE/sft", "--data", "DATA", *SHORT, *LOG, "--train-users", 13),
+STAGES = {  # batches of 5 over 2 processes: shares of 3 and 2 (or rows of several), unequally many forwards where split
+    "sft": ("train_sft", "--output", "HERE/sft", "--data", "DATA", *SHORT, *LOG, "--train-users", 13,
+            "--windows", "nested"),
     "lora": ("train_sft", "--output", "HERE/lora", "--data", "DATA", *SHORT, *LOG, *SPLIT, "--lora", "on",
              "--learning-rate", 1e-4),
     "hanorec": ("train_dpo", "--sft", "ONE/sft", "--output", "HERE/hanorec", *SHORT, *LOG),
-    "split": ("train_dpo", "--sft", "ONE/sft", "--output", "HERE/split", *SHORT, *LOG, *SPLIT, "--recipe", "calibrated"),
+    "split": ("train_dpo", "--sft", "ONE/sft", "--output", "HERE/split", *SHORT, *LOG, *SPLIT, "--recipe", "calibrated",
+              "--windows", "nested"),
     "noise": ("train_dpo", "--sft", "ONE/sft", "--output", "HERE/noise", *SHORT, *LOG, "--noise", "lora"),
     "evaluate": ("evaluate", "--runs", "HERE/hanorec", "ONE/sft", "--users", 9, "--candidates", "6"),
     "all": ("evaluate", "--runs", "HERE/hanorec", "--users", 5, "--candidates", "all"),

@@ -91,6 +91,20 @@ def test_the_first_dpo_step_starts_at_the_reference(script, runs):
     assert first["beta_min"] == first["beta_max"] == pytest.approx(0.1) and first["hardness_std"] == 0
 
 
+def test_nested_windows_train_from_end_to_end(script, toy_folder, runs):
+    """Over nested windows, too, DPO starts at the reference, in one forward or in several."""
+    status, _, errors = sft(script, toy_folder, runs, "nested", "--windows", "nested")
+    assert status == 0, errors
+    several = ("--rejected", 2, "--noise", "none", "--lora-dropout", 0)
+    for name, more in (("nested-dpo", ()), ("nested-split", ("--forward-tokens", 100))):
+        status, _, errors = dpo(script, runs, name, *several, *more, "--windows", "nested", sft="nested")
+        assert status == 0, errors
+    whole, split = log(runs / "nested-dpo"), log(runs / "nested-split")
+    assert whole[0]["margin"] == pytest.approx(0, abs=1e-4) and whole[0]["accuracy"] < 1
+    for one, other in zip(whole, split, strict=True):
+        assert other == pytest.approx(one, rel=2e-3, abs=1e-4) if "loss" in one else True
+
+
 SOME = ["--max-steps", 2, "--train-users", 8, "--validate-users", 2, "--overwrite", "--rejected", 3]
 
 
