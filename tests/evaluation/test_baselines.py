@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from hanorec.data.dataset import split_examples
-from hanorec.evaluation.baselines import baseline_answers
+from hanorec.errors import DataError
+from hanorec.evaluation.baselines import baseline_answers, baseline_names
 from hanorec.evaluation.measures import user_measures
 from hanorec.evaluation.ranking import FullCatalog
 
@@ -33,3 +34,11 @@ def test_the_oracles_do_not_answer_where_negatives_need_not_occur_in_training(da
     examples = split_examples(data, "test", "top3", protocol="release", users=5)
     answers = baseline_answers(data, examples, "top3", protocol="release")
     assert set(answers) == {"random", "popularity"} and answers["popularity"].lists.shape == (5, 3)
+
+
+def test_baselines_are_named_in_the_order_of_the_table():
+    assert baseline_names(["sasrec", "random"]) == ["random", "sasrec"]
+    assert baseline_names(["all"]) == ["random", "popularity", "co-occurrence", "sasrec", "gru4rec"]
+    message = "^--baselines bert4rec: .* random, popularity, co-occurrence, sasrec, gru4rec, and all$"
+    with pytest.raises(DataError, match=message):
+        baseline_names(["random", "bert4rec"])

@@ -1,25 +1,48 @@
-"""What a model is compared with: chance, popularity, and on the toy catalogue the best that is possible.
+"""What a model is compared with: chance, popularity, recommenders that know items by number, and on the toy catalogue
+the best that is possible.
 
 In: a dataset and examples. Out: the same `Answers` as a model's, by method.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hanorec.data.dataset import Dataset
 from hanorec.data.examples import Example
+from hanorec.errors import DataError
 from hanorec.evaluation.measures import Answers
 from hanorec.evaluation.oracles import read_oracles
 from hanorec.evaluation.ranking import FullCatalog, answer_with_scorer
+from hanorec.evaluation.recommenders import co_occurrence_scorer, network_scorer, train_network
 
+BASELINES = {  # as an option takes them: the name of their row in a table
+    "random": "random",
+    "popularity": "popularity",
+    "co-occurrence": "item co-occurrence",
+    "sasrec": "SASRec",
+    "gru4rec": "GRU4Rec",
+}
 ORACLE_NAMES = {
     "words": "oracle: words alone",
     "images": "oracle: images alone",
     "both": "oracle: words and images",
 }
+
+
+def baseline_names(given: Sequence[str]) -> list[str]:
+    """The names of `BASELINES` that an option gave, in the order of the table; `all` stands for every one.
+
+    Errors: DataError for another name.
+    """
+    for name in given:
+        if name not in (*BASELINES, "all"):
+            raise DataError(f"--baselines {name}: there is no such baseline; there are {', '.join(BASELINES)}, and all")
+    return [name for name in BASELINES if name in given or "all" in given]
 
 
 def baseline_answers(
@@ -28,20 +51,36 @@ def baseline_answers(
     task: str,
     full_catalog: FullCatalog | None = None,
     protocol: str = "standard",
+    *,
+    names: Sequence[str] = ("random", "popularity"),
+    drawn: Mapping[str, Any] | None = None,
+    cache: Path | None = None,
 ) -> dict[str, Answers]:
-    """The answers of chance (a constant score, since ties are counted exactly), of popularity in training, and on a toy
-    world of the Bayes-optimal observers, by the name of their row in a table. The observers know that negatives occur
-    in training, so with the protocol "release", whose negatives need not, there are none.
+    """The answers of the baselines `names`, and on a toy world of the Bayes-optimal observers, by the name of their row
+    in a table. Chance is a constant score, since ties are counted exactly; popularity is an item's count in training.
+    The observers know that negatives occur in training, so with the protocol "release", whose negatives need not, there
+    are none.
 
-    Errors: DataError where `world.json` is not one of this catalogue.
+    drawn: how the examples were drawn, as arguments of `split_examples`; baselines that are trained draw validation
+    examples alike. cache: the folder that keeps what was trained.
+    Errors: DataError where `world.json` is not one of this catalogue, or where `val.tsv` is needed and cannot be used.
     """
+
+    def scorer(name: str) -> Callable[[Example], np.ndarray]:
+        if name == "random":
+            return lambda example: np.zeros(len(example.candidates))
+        if name == "popularity":
+            return lambda example: data.counts[list(example.candidates)].astype(float)
+        if name == "co-occurrence":
+            return co_occurrence_scorer([row.items for row in data.train], len(data.catalog))
+        assert drawn is not None
+        network = train_network(BASELINES[name], data, drawn, full_catalog, seed=drawn["seed"], cache=cache)
+        return network_scorer(network, examples)
+
     cold = not np.isin([item for example in examples for item in example.history], data.warm).any()
     oracles = {}
     if protocol == "standard":
         oracles = read_oracles(data.folder, data.catalog, data.warm, know_candidates=cold)
-    scorers: dict[str, Callable[[Example], np.ndarray]] = {
-        "random": lambda example: np.zeros(len(example.candidates)),
-        "popularity": lambda example: data.counts[list(example.candidates)].astype(float),
-    }
-    scorers |= {ORACLE_NAMES[observer]: scorer for observer, scorer in oracles.items()}
+    scorers = {BASELINES[name]: scorer(name) for name in names}
+    scorers |= {ORACLE_NAMES[observer]: oracle for observer, oracle in oracles.items()}
     return {name: answer_with_scorer(scorer, examples, task, full_catalog) for name, scorer in scorers.items()}
