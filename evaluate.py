@@ -5,6 +5,7 @@
     python evaluate.py --split cold --modality full blank      does the model look at the images?
     python evaluate.py --runs runs/sft runs/dpo --users 500
     python evaluate.py --candidates all                        among the whole catalogue
+    python evaluate.py --baselines random popularity           without those that train for minutes
 
 Every method answers for the same users and candidates. Prints a Markdown table and writes
 evaluation-<split>-<task>.json (with --candidates all: …-all.json) into each run's folder.
@@ -20,7 +21,7 @@ from hanorec.data.dataset import TOY_FOLDER, Dataset, open_dataset, split_exampl
 from hanorec.data.examples import HISTORY, Example
 from hanorec.data.interactions import rng
 from hanorec.errors import DataError, exit_on_user_error
-from hanorec.evaluation.baselines import baseline_answers
+from hanorec.evaluation.baselines import baseline_answers, baseline_names
 from hanorec.evaluation.measures import FIRST_MEASURE, Answers, measures, measures_by_length
 from hanorec.evaluation.ranking import FullCatalog, answer_with_model
 from hanorec.evaluation.report import by_length_table, results_table, share_of_possible
@@ -35,6 +36,7 @@ PROMPT_SETTINGS = ("protocol", "list_candidates", "image_pixels", "image_views")
 
 def main() -> None:
     options = parse(EvaluationOptions)
+    baselines = baseline_names(options.baselines)
     configs = {run: read_config(run) for run in options.runs}
     fill_from_runs(options, configs)
     protocol = configs[options.runs[0]]["protocol"]
@@ -42,12 +44,13 @@ def main() -> None:
     full_catalog = FullCatalog(data.warm) if options.candidates == "all" else None
     drawn = example_options(options) | {"candidates": 2 if full_catalog else int(options.candidates)}
     examples = split_examples(data, options.split, users=options.users, protocol=protocol, **drawn)
+    answers: dict[str, Answers] = {}
     if distributed.is_main_process():
         file = data.folder / f"{options.split}.tsv"
         how = f"task {options.task}, protocol {protocol}, candidates: {options.candidates}"
         print(f"{len(examples)} examples of {file}, {how}")
-
-    answers = baseline_answers(data, examples, options.task, full_catalog, protocol)
+        given = dict(names=baselines, drawn=drawn, cache=cache_folder(options))
+        answers = baseline_answers(data, examples, options.task, full_catalog, protocol, **given)
     for run in options.runs:
         answers |= model_answers(run, data, examples, options, full_catalog)
     if not distributed.is_main_process():

@@ -56,9 +56,12 @@ def images(backbone, data):
 
 @pytest.fixture
 def script(monkeypatch, capsys):
-    """Call a script's main as the command line would; returns (exit status, stdout, stderr)."""
+    """Call a script's main as the command line would; returns (exit status, stdout, stderr). Unless told otherwise,
+    evaluate.py does without the baselines that are trained."""
 
     def call(name: str, *arguments) -> tuple[int, str, str]:
+        if name == "evaluate" and "--baselines" not in arguments:
+            arguments += ("--baselines", "random", "popularity")
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
         status = 0
         try:

@@ -28,8 +28,9 @@ STAGES = {  # batches of 5 over 2 processes: shares of 3 and 2 (or rows of sever
     "split": ("train_dpo", "--sft", "ONE/sft", "--output", "HERE/split", *SHORT, *LOG, *SPLIT, "--recipe", "calibrated",
               "--windows", "nested"),
     "noise": ("train_dpo", "--sft", "ONE/sft", "--output", "HERE/noise", *SHORT, *LOG, "--noise", "lora"),
-    "evaluate": ("evaluate", "--runs", "HERE/hanorec", "ONE/sft", "--users", 9, "--candidates", "6"),
-    "all": ("evaluate", "--runs", "HERE/hanorec", "--users", 5, "--candidates", "all"),
+    "evaluate": ("evaluate", "--runs", "HERE/hanorec", "ONE/sft", "--users", 9, "--candidates", "6",
+                 "--baselines", "random", "co-occurrence"),
+    "all": ("evaluate", "--runs", "HERE/hanorec", "--users", 5, "--candidates", "all", "--baselines", "sasrec"),
 }  # fmt: skip
 SHARDED = ["lora", "hanorec", "split", "noise"]
 

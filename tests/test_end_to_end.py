@@ -197,11 +197,17 @@ def test_evaluation_puts_everything_in_one_table(script, runs):
         "blank",
         "shuffled",
         "no-titles",
+        "--baselines",
+        "all",
     )
     assert status == 0, errors
+    assert len(list((runs / "cache").glob("sasrec-*.safetensors"))) == 1
     for method in (
         "random",
         "popularity",
+        "item co-occurrence",
+        "SASRec",
+        "GRU4Rec",
         "oracle: words alone",
         "oracle: images alone",
         "oracle: words and images",
@@ -356,6 +362,7 @@ def test_what_a_user_can_mend_is_one_line_and_exit_status_2(script, toy_folder, 
     fails(script("train_sft", "--epoch-count", 3), "unrecognized arguments: --epoch-count 3")
     fails(script("evaluate", "--runs", runs / "sft", "--modality", "loud"), "invalid choice: 'loud' (choose from")
     fails(script("evaluate", "--runs", runs / "sft", "--candidates", "some"), "--candidates some: must be a number")
+    fails(script("evaluate", "--runs", runs / "sft", "--baselines", "bert4rec"), "there are random, popularity, co-occ")
     fails(script("evaluate", "--runs", runs / "sft", "--candidates", "all", "--task", "top3"), "the task is top3")
     fails(dpo(script, runs, "g", "--task", "yesno", "--fresh-negatives"), "--fresh-negatives: ")
     fails(script("train_dpo", "--sft", tmp_path, "--output", tmp_path / "e"), "not a run's folder")

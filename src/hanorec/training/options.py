@@ -289,6 +289,12 @@ class EvaluatedOptions:
         "between items (shuffled), or images without titles",
         choices=MODALITIES,
     )
+    baselines: list[str] = option(
+        ["random", "popularity", "co-occurrence", "sasrec"],
+        "what the runs are compared with: these, gru4rec, or all; sasrec and gru4rec train for some minutes, once a "
+        "dataset, history and seed",
+        metavar="NAME",
+    )
 
 
 @dataclass
@@ -317,7 +323,9 @@ class EvaluationComputeOptions:
 
     forward_tokens: int = option(8192, "most tokens in a forward, padding included; fewer need less memory", least=1)
     cache: Optional[str] = option(
-        None, "folder that keeps image features for later runs (default: cache/ beside the first run)", metavar="DIR"
+        None,
+        "folder that keeps image features and trained baselines for later runs (default: cache/ beside the first run)",
+        metavar="DIR",
     )
 
 
