@@ -28,6 +28,7 @@ from hanorec.evaluation.recommenders import NETWORKS, network_scorer, train_netw
 from hanorec.evaluation.report import markdown
 
 RESULTS = Path(__file__).resolve().parent / "results"
+METHODS = [method for method in BASELINES if method != "random"]
 COLUMNS = [("val", "HR@1"), ("val", "NDCG@10"), ("test", "HR@1"), ("test", "HR@3"), ("test", "NDCG@10")]
 
 
@@ -36,29 +37,34 @@ def main() -> None:
     parser.add_argument("--data", type=Path, metavar="DIR", help="dataset folder (default: the toy catalogue)")
     parser.add_argument("--history", type=int, nargs="+", default=[5, 20, 50], help="most items in a history")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of what is trained")
-    parser.add_argument("--methods", nargs="+", choices=list(BASELINES), default=list(BASELINES))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--name", default="recommenders", help="of the results files")
     args = parser.parse_args()
     torch.set_num_threads(1)
     data = open_dataset(args.data)
     path = RESULTS / f"{args.name}.json"
     cells = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    rows = []
     for history in args.history:
         for method in args.methods:
+            found = []
             for seed in args.seeds if BASELINES[method] in NETWORKS else [0]:
                 key = f"{method}, history {history}, seed {seed}"
                 if key not in cells:
-                    cells[key] = dict(method=method, history=history, **measure(data, method, history, seed))
+                    cells[key] = measure(data, method, history, seed)
                     path.write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
                 print(f"{key}: NDCG@10 {cells[key]['val']['NDCG@10'][0]:.4f} on validation", flush=True)
-    text = "\n\n".join(f"Histories of up to {history} items\n\n{table(cells, history)}" for history in args.history)
+                found.append(cells[key])
+            rows.append([BASELINES[method], str(history), *summary(found)])
+    table = markdown(["method", "history", *(f"{split}: {name}" for split, name in COLUMNS), "CPU s"], rows)
     note = (
-        "Random, popularity, item co-occurrence: value [95 % interval over users]. SASRec, GRU4Rec: mean [least, most] "
-        f"over {len(args.seeds)} seeds. CPU s: seconds of one thread for a training, mean. The process took at most "
+        f"{len(split_examples(data, 'test', 'next'))} test users, 20 candidates, histories of at most so many items. "
+        "Popularity and item co-occurrence: value [95 % interval over users]. SASRec and GRU4Rec: mean [least, most] "
+        f"over seeds {args.seeds}. CPU s: seconds of one thread, mean. The process took at most "
         f"{max(cell['mebibytes'] for cell in cells.values()) / 1024:.1f} GiB."
     )
-    (RESULTS / f"{args.name}.md").write_text(f"{text}\n\n{note}\n", encoding="utf-8")
-    print(f"\n{text}\n\n{note}")
+    (RESULTS / f"{args.name}.md").write_text(f"{note}\n\n{table}\n", encoding="utf-8")
+    print(f"\n{note}\n\n{table}")
 
 
 def measure(data: Dataset, method: str, history: int, seed: int) -> dict:
@@ -78,20 +84,14 @@ def measure(data: Dataset, method: str, history: int, seed: int) -> dict:
     return result | {"seconds": round(seconds, 1), "mebibytes": mebibytes}
 
 
-def table(cells: dict[str, dict], history: int) -> str:
-    """A row for each method: over its seeds, or with its interval over users where it has none."""
-    rows = []
-    for method, name in BASELINES.items():
-        found = [cell for cell in cells.values() if (cell["method"], cell["history"]) == (method, history)]
-        if not found:
-            continue
-        row = [name]
-        for split, measure in COLUMNS:
-            value, low, high = np.array([cell[split][measure] for cell in found]).T
-            low, high = (value.min(), value.max()) if name in NETWORKS else (low[0], high[0])
-            row.append(f"{value.mean():.3f} [{low:.3f}, {high:.3f}]")
-        rows.append([*row, f"{np.mean([cell['seconds'] for cell in found]):.0f}"])
-    return markdown(["method", *(f"{split}: {measure}" for split, measure in COLUMNS), "CPU s"], rows)
+def summary(cells: list[dict]) -> list[str]:
+    """A row's values: over the seeds, or of the one cell with its interval over users; then the seconds."""
+    row = []
+    for split, name in COLUMNS:
+        value, low, high = np.array([cell[split][name] for cell in cells]).T
+        low, high = (value, value) if len(cells) > 1 else (low, high)
+        row.append(f"{value.mean():.3f} [{low.min():.3f}, {high.max():.3f}]")
+    return [*row, f"{np.mean([cell['seconds'] for cell in cells]):.0f}"]
 
 
 if __name__ == "__main__":
