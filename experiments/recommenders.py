@@ -23,7 +23,8 @@ import torch
 from hanorec.data.dataset import Dataset, open_dataset, split_examples
 from hanorec.errors import exit_on_user_error
 from hanorec.evaluation.baselines import BASELINES, baseline_answers
-from hanorec.evaluation.ranking import answer_with_scorer, measures
+from hanorec.evaluation.measures import measures
+from hanorec.evaluation.ranking import answer_with_scorer
 from hanorec.evaluation.recommenders import NETWORKS, network_scorer, train_network
 from hanorec.evaluation.report import markdown
 

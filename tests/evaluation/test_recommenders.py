@@ -12,7 +12,8 @@ from hanorec.data.dataset import open_dataset, split_examples
 from hanorec.data.examples import Example
 from hanorec.evaluation import recommenders
 from hanorec.evaluation.baselines import BASELINES, baseline_answers
-from hanorec.evaluation.ranking import FullCatalog, answer_with_scorer, user_measures
+from hanorec.evaluation.measures import user_measures
+from hanorec.evaluation.ranking import FullCatalog, answer_with_scorer
 from hanorec.evaluation.recommenders import (
     NETWORKS,
     Settings,
