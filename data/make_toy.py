@@ -3,6 +3,7 @@
 
 python data/make_toy.py                     the default world in data/toy, as the scripts make it on first use
 python data/make_toy.py OUT --users 500 --affinity 2.5 --seed 7
+python data/make_toy.py OUT --exchanged 0.75          the same rows, with images that are mostly another item's
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ MEANING = {
     "shortest_row": "items of the shortest one",
     "affinity": "log-odds of a user's favourite theme, and style, over another",
     "spread": "standard deviation of the tastes' log-popularity",
+    "shortest_cold": "items of the shortest history of cold.tsv, where cold_per_cell is larger",
+    "exchanged": "probability that an item has another item's image; nothing else changes",
+    "near": "share of items of the same theme or style in a row of negatives.tsv",
     "seed": "of everything drawn",
 }
 

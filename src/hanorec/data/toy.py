@@ -8,6 +8,10 @@ alike. Types are finite, so `oracles.py` can compute the Bayes-optimal ranking f
 Some items are cold: they occur in no training row. `cold.tsv` has histories of cold items with a warm
 target, so there a title says nothing about a style, and only the image does.
 
+Two more things are made for studies of the method. `exchanged` gives a share of the items another item's image, so
+that a model trained there learns to distrust images. `negatives.tsv` lists items to reject for a target, of which a
+share `near` is of its theme or of its style, and the others are of neither.
+
 In: a folder and a seed. Out: the dataset layout of `data/README.md` plus `world.json`, which the oracles read.
 """
 
@@ -40,13 +44,17 @@ _RIMES = (
     "asko eth inu olf ulan arbo emi iden oss ury"
 ).split()
 NAMES = tuple((onset + rime).capitalize() for rime in _RIMES for onset in _ONSETS)  # 480 invented names
+MORE_NAMES = tuple(name + ending for ending in ("ld", "nt", "sk") for name in NAMES)  # for worlds of more items
+LISTED = 100  # most items of a row of negatives.tsv
 
 
 @dataclass(frozen=True)
 class World:
     """What the toy world has. `warm_per_cell` and `cold_per_cell` count items of each theme and style; `affinity`
     is the log-odds that a user's favourite theme (or style) has over another one; `spread` is the standard deviation
-    of the log-popularity of the tastes."""
+    of the log-popularity of the tastes. Histories of `cold.tsv` have `shortest_cold` (at most `cold_per_cell`) to
+    `cold_per_cell` items. `exchanged` is the probability that an item has another item's image; `near` is the share of
+    items in a row of `negatives.tsv` that are of the item's theme or of its style. Neither changes any other file."""
 
     warm_per_cell: int = 8
     cold_per_cell: int = 5
@@ -56,6 +64,9 @@ class World:
     shortest_row: int = 4
     affinity: float = 3.0
     spread: float = 0.5
+    shortest_cold: int = 5
+    exchanged: float = 0.0
+    near: float = 0.05
     seed: int = 2025
 
 
@@ -108,28 +119,52 @@ def _two_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
             return ink, paper
 
 
+def exchange(items: int, probability: float, rng: np.random.Generator) -> np.ndarray:
+    """Whose image every item has, [items]: with a probability that of another item, else its own."""
+    shown = np.arange(items)
+    chosen = rng.permutation(np.flatnonzero(rng.random(items) < probability))
+    shown[chosen] = np.roll(chosen, 1)
+    return shown
+
+
+def near_and_far(cell_of: np.ndarray, warm: np.ndarray, near: float, rng: np.random.Generator) -> dict[int, list[int]]:
+    """Items to reject for every warm item: a share `near` of its theme or of its style but not both, the others of
+    neither. At most LISTED an item, and fewer where there are not as many.
+
+    cell_of, warm [items]: each item's cell, and whether it occurs in training.
+    """
+    theme, style, wanted = cell_of // len(STYLES), cell_of % len(STYLES), round(near * LISTED)
+    lists = {}
+    for item in np.flatnonzero(warm):
+        alike = (theme == theme[item]).astype(int) + (style == style[item])
+        close, far = (rng.permutation(np.flatnonzero(warm & (alike == number))) for number in (1, 0))
+        lists[int(item)] = [*close[:wanted].tolist(), *far[: LISTED - wanted].tolist()]
+    return lists
+
+
 def make_toy(folder: str | Path, world: World = World()) -> Path:
     """Write the toy catalogue into `folder`, which appears only when it is complete; the same `world` gives
     the same files. Returns the folder.
 
-    Errors: ValueError where a row could need more items of a cell than there are.
+    Errors: ValueError where a row could need more items of a cell than there are, and for shares outside 0 to 1.
     """
-    if world.longest_row > world.warm_per_cell or len(NAMES) < len(THEMES) * len(STYLES) * (
-        world.warm_per_cell + world.cold_per_cell
-    ):
-        raise ValueError(
-            f"longest_row must be at most warm_per_cell, and there are {len(NAMES)} names for all items: {world}"
-        )
-    folder = Path(folder)
-    rng = np.random.default_rng(world.seed)
     per_cell = world.warm_per_cell + world.cold_per_cell
     cells = len(THEMES) * len(STYLES)
+    enough = NAMES if cells * per_cell <= len(NAMES) else NAMES + MORE_NAMES
+    if world.longest_row > world.warm_per_cell or len(enough) < cells * per_cell:
+        raise ValueError(
+            f"longest_row must be at most warm_per_cell, and there are {len(enough)} names for all items: {world}"
+        )
+    if not (0 <= world.exchanged <= 1 and 0 <= world.near <= 1):
+        raise ValueError(f"exchanged and near are shares, from 0 to 1: {world}")
+    folder = Path(folder)
+    rng = np.random.default_rng(world.seed)
     cell_of = np.repeat(np.arange(cells), per_cell)
     cold = np.tile(np.arange(per_cell) >= world.warm_per_cell, cells)
     shuffle = rng.permutation(len(cell_of))  # so that an item's number says nothing about it
     cell_of, cold = cell_of[shuffle], cold[shuffle]
     themes, words = list(THEMES), list(THEMES.values())
-    names = rng.permutation(NAMES)  # a title is a word of its theme and a name of its own
+    names = rng.permutation(enough)  # a title is a word of its theme and a name of its own
     titles = [f"{rng.choice(words[cell // len(STYLES)])} {name}" for cell, name in zip(cell_of, names)]
     images = [draw(STYLES[cell % len(STYLES)], rng) for cell in cell_of]
 
@@ -149,14 +184,18 @@ def make_toy(folder: str | Path, world: World = World()) -> Path:
 
     lengths = rng.integers(world.shortest_row, world.longest_row + 1, world.users)
     rows = [row([warm_in] * length) for length in lengths]
-    cold_rows = [row([cold_in] * world.cold_per_cell + [warm_in]) for _ in range(world.cold_users)]
+    shortest_cold = min(world.shortest_cold, world.cold_per_cell)
+    cold_lengths = rng.integers(shortest_cold, world.cold_per_cell + 1, world.cold_users)
+    cold_rows = [row([cold_in] * length + [warm_in]) for length in cold_lengths]
+    shown = exchange(len(images), world.exchanged, np.random.default_rng([world.seed, 1]))
+    negatives = near_and_far(cell_of, ~cold, world.near, np.random.default_rng([world.seed, 2]))
 
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "images").mkdir(parents=True)
     try:
-        for item, image in enumerate(images):
-            image.save(partial / "images" / f"{item}.png")
+        for item, image in enumerate(shown):
+            images[image].save(partial / "images" / f"{item}.png")
         with open(partial / "titles.csv", "w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([("item", "title"), *enumerate(titles)])
         for name, users, cut in [
@@ -170,6 +209,8 @@ def make_toy(folder: str | Path, world: World = World()) -> Path:
                 for user, items in enumerate(users)
             )
             (partial / f"{name}.tsv").write_text("".join(lines), encoding="utf-8")
+        lists = (f"{item}\t{' '.join(map(str, items))}\n" for item, items in negatives.items())
+        (partial / "negatives.tsv").write_text("".join(lists), encoding="utf-8")
         facts = {
             "world": asdict(world),
             "themes": themes,

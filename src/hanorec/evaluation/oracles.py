@@ -33,7 +33,8 @@ OBSERVERS = ("both", "words", "images")
 def read_oracles(
     folder: Path, catalog: Catalog, pool: np.ndarray, *, know_candidates: bool
 ) -> dict[str, Callable[[Example], np.ndarray]]:
-    """The observers' scorers by name; empty where the dataset is no toy world.
+    """The observers' scorers by name; empty where the dataset is no toy world, and where its images are exchanged
+    between items, so that what is seen is not what is.
 
     pool [M]: the items that targets are chosen from. know_candidates: whether every observer knows theme and style of
     the candidates, as on the cold split.
@@ -48,6 +49,8 @@ def read_oracles(
         prior = np.array(facts["prior"])
         sizes = len(facts["themes"]), len(facts["styles"])
         choices = choice_probabilities(facts["world"]["affinity"]).reshape(-1, *sizes)
+        if facts["world"].get("exchanged"):
+            return {}
     except (KeyError, ValueError, TypeError) as error:
         raise DataError(f"{path}: does not describe this catalogue: {error!r}") from error
 
