@@ -6,9 +6,11 @@
     python evaluate.py --runs runs/sft runs/dpo --users 500
     python evaluate.py --candidates all                        among the whole catalogue
     python evaluate.py --baselines random popularity           without those that train for minutes
+    python evaluate.py --negatives listed                      among the items that negatives.tsv lists for the target
 
 Every method answers for the same users and candidates. Prints a Markdown table and writes
-evaluation-<split>-<task>.json (with --candidates all: …-all.json) into each run's folder.
+evaluation-<split>-<task>.json (with --candidates all: …-all.json, with --negatives listed: …-listed.json) into each
+run's folder; for the task next with every user's place.
 """
 
 from __future__ import annotations
@@ -18,11 +20,11 @@ from pathlib import Path
 
 from hanorec import distributed
 from hanorec.data.dataset import TOY_FOLDER, Dataset, open_dataset, split_examples
-from hanorec.data.examples import HISTORY, Example
+from hanorec.data.examples import HISTORY, Example, listed_negatives
 from hanorec.data.interactions import rng
 from hanorec.errors import DataError, exit_on_user_error
 from hanorec.evaluation.baselines import baseline_answers, baseline_names
-from hanorec.evaluation.measures import FIRST_MEASURE, Answers, measures, measures_by_length
+from hanorec.evaluation.measures import FIRST_MEASURE, Answers, measures, measures_by_length, target_places
 from hanorec.evaluation.ranking import FullCatalog, answer_with_model
 from hanorec.evaluation.report import by_length_table, results_table, share_of_possible
 from hanorec.models.images import CatalogImages
@@ -43,6 +45,9 @@ def main() -> None:
     data = open_dataset(options.data)
     full_catalog = FullCatalog(data.warm) if options.candidates == "all" else None
     drawn = example_options(options) | {"candidates": 2 if full_catalog else int(options.candidates)}
+    if options.negatives == "listed":
+        lists = listed_negatives(data.folder, data.catalog)
+        drawn |= {"negatives": "listed", "neighbours": lists, "rejected": drawn["candidates"] - 1}
     examples = split_examples(data, options.split, users=options.users, protocol=protocol, **drawn)
     answers: dict[str, Answers] = {}
     if distributed.is_main_process():
@@ -67,7 +72,7 @@ def main() -> None:
         share = share_of_possible(results, run, first_measure)
         if share is not None:
             print(f"\n{run} goes {share:.0%} of the way from popularity to the oracle in {first_measure}.")
-        write_results(run, options, protocol, results, by_length, len(examples))
+        write_results(run, options, protocol, results, by_length, answers, examples)
 
 
 def fill_from_runs(options: EvaluationOptions, configs: dict[str, dict]) -> None:
@@ -91,6 +96,8 @@ def fill_from_runs(options: EvaluationOptions, configs: dict[str, dict]) -> None
         raise DataError(f"--candidates all: ranks the next item; the task is {options.task}")
     if options.candidates == "all" and configs[first]["list_candidates"]:
         raise DataError(f"--candidates all: the prompts of {first} list the candidates, and cannot list all items")
+    if options.negatives == "listed" and (options.candidates == "all" or options.task != "next"):
+        raise DataError("--negatives listed: draws some candidates for the next item (--candidates N, --task next)")
 
 
 def check_alike(name: str, configs: dict[str, dict], task: str | None, remedy: str) -> None:
@@ -145,19 +152,37 @@ def model_answers(
 
 
 def write_results(
-    run: str, options: EvaluationOptions, protocol: str, results: dict, by_length: dict, examples: int
+    run: str,
+    options: EvaluationOptions,
+    protocol: str,
+    results: dict,
+    by_length: dict,
+    answers: dict[str, Answers],
+    examples: list[Example],
 ) -> None:
-    """evaluation-<split>-<task>.json: this run's measures, the baselines', and the options they were made with."""
+    """evaluation-<split>-<task>.json: this run's measures, the baselines', and the options they were made with.
+
+    For the task next there is `per_user`, too: user ids, lengths of the histories, and for each row of the table how
+    many candidates are ahead of each user's target and how many are tied with it.
+    """
     other_runs = [other for other in options.runs if other != run]
     measured = {method: row for method, row in results.items() if method.split(", ")[0] not in other_runs}
     content = {
         "options": vars(options),
         "protocol": protocol,
-        "examples": examples,
+        "examples": len(examples),
         "measures": measured,
         "by_history_length": by_length,
     }
-    suffix = "-all" if options.candidates == "all" else ""
+    if options.task == "next":
+        places = {method: target_places(answers[method], examples) for method in measured}
+        content["per_user"] = {
+            "users": [example.user for example in examples],
+            "history": [len(example.history) for example in examples],
+            "ahead": {method: ahead.tolist() for method, (ahead, _) in places.items()},
+            "tied": {method: tied.tolist() for method, (_, tied) in places.items()},
+        }
+    suffix = "-all" if options.candidates == "all" else "-listed" if options.negatives == "listed" else ""
     path = Path(run) / f"evaluation-{options.split}-{options.task}{suffix}.json"
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 

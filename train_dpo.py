@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from hanorec import distributed
 from hanorec.cache import weights_fingerprint
 from hanorec.data.dataset import Dataset, open_dataset, split_examples
-from hanorec.data.examples import Example, groups
+from hanorec.data.examples import Example, groups, listed_negatives
 from hanorec.errors import exit_on_user_error
 from hanorec.evaluation.ranking import validate
 from hanorec.hardness import embed_modalities, item_neighbours, pair_hardness
@@ -79,7 +79,8 @@ def main() -> None:
     if options.negatives.startswith("policy"):
         examples = examples_from_policy(reference, prompts, data, options, options.rejected * draws, drawn, **kept)
     else:
-        drawn |= dict(rejected=options.rejected * draws, negatives=options.negatives, neighbours=neighbours.numpy())
+        near = listed_negatives(data.folder, data.catalog) if options.negatives == "listed" else neighbours.numpy()
+        drawn |= dict(rejected=options.rejected * draws, negatives=options.negatives, neighbours=near)
         examples = split_examples(data, "train", **drawn)
     held_out = split_examples(data, "val", users=options.validate_users, **example_options(options))
     rows = groups(examples, nested=windows == "nested")  # the examples that one prompt x asks for

@@ -8,6 +8,7 @@ import re
 import shutil
 
 import families
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -227,6 +228,29 @@ def test_the_whole_catalogue_is_ranked(script, runs):
     assert set(measures[str(runs / "sft")]) == {f"{name}@{k}" for name in ("HR", "NDCG") for k in (10, 20, 50)}
     assert 0 < measures["random"]["HR@10"][0] < 0.15 and "oracle: words and images" in measures
     assert (runs / "cache").is_dir()
+
+
+def test_every_users_place_is_written_and_gives_the_measures(script, runs):
+    options = ("evaluate", "--runs", runs / "sft", "--candidates", 8, "--users", 12)
+    assert script(*options)[0] == 0
+    result = json.loads((runs / "sft" / "evaluation-test-next.json").read_text())
+    each, name = result["per_user"], str(runs / "sft")
+    assert len(each["users"]) == len(set(each["users"])) == len(each["history"]) == 12
+    assert np.mean(np.array(each["ahead"][name]) == 0) == pytest.approx(result["measures"][name]["HR@1"][0])
+    assert each["tied"]["random"] == [7] * 12 and each["ahead"]["random"] == [0] * 12
+
+
+def test_candidates_can_be_those_that_a_dataset_lists(script, runs):
+    """The small world lists 95 far and 5 near items for each: to popularity and chance these are as good as others."""
+    options = ("evaluate", "--runs", runs / "sft", "--negatives", "listed", "--users", 12)
+    status, _, errors = script(*options, "--candidates", 8)
+    assert status == 0, errors
+    result = json.loads((runs / "sft" / "evaluation-test-next-listed.json").read_text())
+    assert result["options"]["negatives"] == "listed" and result["measures"]["random"]["HR@1"][0] == pytest.approx(
+        1 / 8
+    )
+    status, _, errors = script(*options, "--candidates", "all")
+    assert status == 2 and "--negatives listed: draws some candidates" in errors
 
 
 @pytest.mark.parametrize("task", ["top3", "yesno"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hanorec.data.dataset import split_examples
-from hanorec.data.examples import Negatives, groups, make_examples
+from hanorec.data.examples import Negatives, groups, listed_negatives, make_examples
 from hanorec.data.interactions import Sequence, Window, read_sequences, rng, windows
 from hanorec.errors import DataError
 
@@ -49,6 +49,37 @@ def test_the_target_stands_anywhere_in_the_list(data):
         e.candidates.index(e.targets[0]) for e in split_examples(data, "train", "next", windows="every", candidates=5)
     )
     assert set(places) == set(range(5)) and max(places.values()) < 0.4 * sum(places.values())
+
+
+def test_listed_negatives_are_drawn_where_there_are_enough(data):
+    """The lists of the small world have 95 far and 5 near items. No user has chosen more than 6, so that 7 are left."""
+    lists = listed_negatives(data.folder, data.catalog)
+    examples = split_examples(
+        data, "test", "next", candidates=8, rejected=7, negatives="listed", neighbours=lists, users=20
+    )
+    for example in examples:
+        drawn = {items[0] for items in example.rejected}
+        assert len(drawn) == 7 and drawn <= set(lists[example.targets[0]].tolist())
+        assert set(example.candidates) == drawn | set(example.targets)
+
+
+def test_an_item_without_a_list_gets_random_negatives():
+    window = Window("u", (0,), (1,), frozenset({0, 1}), 1)
+    lists = np.full((6, 2), -1)
+    sampler = Negatives(np.arange(6), np.ones(6, int), "listed", lists)
+    assert set(sampler.draw(window, 4, rng(0), hard=4)) == {2, 3, 4, 5}
+
+
+@pytest.mark.parametrize("row, said", [("no-such-item\t1 2", "item 'no-such-item'"), ("1\tnone", "item 'none'")])
+def test_a_list_of_unknown_items_is_refused(data, tmp_path, row, said):
+    (tmp_path / "negatives.tsv").write_text(row + "\n")
+    with pytest.raises(DataError, match=said):
+        listed_negatives(tmp_path, data.catalog)
+
+
+def test_a_dataset_without_lists_says_so(data, tmp_path):
+    with pytest.raises(DataError, match=r"negatives\.tsv: no such file"):
+        listed_negatives(tmp_path, data.catalog)
 
 
 def test_a_yes_no_window_gives_one_example_of_the_target_and_one_of_another_item(data):

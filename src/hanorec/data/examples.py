@@ -12,17 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from hanorec.data.interactions import Window, rng
+from hanorec.data.catalog import Catalog
+from hanorec.data.interactions import Window, read_sequences, rng
 from hanorec.errors import DataError
 
 TASKS = ("next", "top3", "yesno")
 TARGETS = {"next": 1, "top3": 3, "yesno": 1}
 HISTORY = {"next": 5, "top3": 3, "yesno": 5}  # most history items in a prompt, as in the paper
-STRATEGIES = ("random", "popularity", "neighbours")
+STRATEGIES = ("random", "popularity", "neighbours", "listed")
 
 T = TypeVar("T", "Example", Window)
 
@@ -62,7 +64,8 @@ class Negatives:
     away by never having been seen. counts [items]: how often each item occurs in training. strategy: "random", every
     item with one probability; "popularity", in proportion to `counts`; "neighbours", every one of the K nearest items
     of the targets with one probability (`neighbours` [items, K], -1 for none). The nearest item itself is often one
-    that the user would have liked, so the K nearest are sampled and not taken in order.
+    that the user would have liked, so the K nearest are sampled and not taken in order. "listed" is the same with the
+    items that `listed_negatives` has for a target in place of neighbours.
     """
 
     pool: np.ndarray
@@ -87,15 +90,30 @@ class Negatives:
         hard = number if hard is None else hard
         if self.strategy == "popularity":
             first = generator.choice(free, hard, replace=False, p=self.counts[free] / self.counts[free].sum())
-        elif self.strategy == "neighbours":  # fewer than `hard` where the user has chosen the others
+        elif self.strategy in ("neighbours", "listed"):  # fewer than `hard` where the user has chosen the others
             if self.neighbours is None:
-                raise ValueError("negatives: the strategy neighbours needs each item's neighbours")
+                raise ValueError(f"negatives: the strategy {self.strategy} needs each item's neighbours")
             near = np.intersect1d(free, self.neighbours[list(window.targets)])
             first = generator.permutation(near)[:hard]
         else:
             first = free[:0]
         others = generator.choice(np.setdiff1d(free, first), number - len(first), replace=False)
         return [*first.tolist(), *others.tolist()]
+
+
+def listed_negatives(folder: Path, catalog: Catalog) -> np.ndarray:
+    """The items that `negatives.tsv` lists for every item, [items, longest row], -1 where there are no more.
+
+    Errors: DataError as `read_sequences` raises it (a row is an item, a tab, and items), and for an unknown first item.
+    """
+    path = folder / "negatives.tsv"
+    rows = read_sequences(path, catalog)
+    table = np.full((len(catalog), max(len(row.items) for row in rows)), -1)
+    for row in rows:
+        if row.user not in catalog.index:
+            raise DataError(f"{path}: a row is of item {row.user!r}, which is not in the catalogue")
+        table[catalog.index[row.user], : len(row.items)] = row.items
+    return table
 
 
 def make_examples(

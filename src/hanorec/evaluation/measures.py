@@ -60,20 +60,27 @@ def user_measures(
             "HR@3": metrics.list_hit_rate(answers.lists, targets),
             "NDCG@3": metrics.list_ndcg(answers.lists, targets),
         }
+    ahead, tied = target_places(answers, examples)
     if answers.places is not None:
-        ahead, tied = answers.places.T
         return {
             **{f"HR@{k}": metrics.hit_rate(ahead, tied, k) for k in FULL_CUTOFFS},
             **{f"NDCG@{k}": metrics.ndcg(ahead, tied, k) for k in FULL_CUTOFFS},
         }
-    assert task == "next" and answers.scores is not None
-    target = np.array([example.candidates.index(example.targets[0]) for example in examples])
-    ahead, tied = metrics.positions(answers.scores, target)
     return {
         **{f"HR@{k}": metrics.hit_rate(ahead, tied, k) for k in CUTOFFS},
         **{f"NDCG@{k}": metrics.ndcg(ahead, tied, k) for k in CUTOFFS[1:]},
         "MRR": metrics.reciprocal_rank(ahead, tied),
     }
+
+
+def target_places(answers: Answers, examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
+    """How many candidates are ahead of each target of the task next and how many are tied with it, [U] each."""
+    if answers.places is not None:
+        ahead, tied = answers.places.T
+        return ahead, tied
+    assert answers.scores is not None
+    target = np.array([example.candidates.index(example.targets[0]) for example in examples])
+    return metrics.positions(answers.scores, target)
 
 
 def point_measures(

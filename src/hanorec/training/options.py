@@ -248,11 +248,11 @@ class PreferenceOptions:
     noise_std: float = option(
         0.1, "σ_n, standard deviation of the noise; the paper: 0.1, and 0.05 on MicroLens", least=0
     )
-    negatives: Literal["random", "popularity", "neighbours", "policy", "policy-modality"] = option(
+    negatives: Literal["random", "popularity", "neighbours", "listed", "policy", "policy-modality"] = option(
         "random",
-        "draw rejected items uniformly, by popularity in training, among the K neighbours of the chosen item, by the "
-        "SFT model's own probabilities, or by these and by how little an item's image agrees with its title and the "
-        "history",
+        "draw rejected items uniformly, by popularity in training, among the K neighbours of the chosen item, among "
+        "those that the dataset's negatives.tsv lists for it, by the SFT model's own probabilities, or by these and by "
+        "how little an item's image agrees with its title and the history",
     )
     negative_pool: int = option(50, "policy negatives: number of random items to draw from", least=1)
     negative_temperature: float = option(
@@ -312,6 +312,9 @@ class RankingOptions:
         least=2,
         or_word="all",
         metavar="N|all",
+    )
+    negatives: Literal["random", "listed"] = option(
+        "random", "draw the other candidates uniformly, or among those that negatives.tsv lists for the target"
     )
     users: Optional[int] = option(None, "users to rank, drawn by the seed (default: all of them)", least=1)
     seed: int = option(2025, "seed that draws users and candidates", least=0)
