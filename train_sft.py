@@ -5,6 +5,7 @@ for each batch of (prompt x, title y):   minimise  −log π_θ(y | x)
 
 python train_sft.py                       on the embedded toy catalogue, with the tiny backbone
 python train_sft.py --data DIR --backbone HuggingFaceTB/SmolVLM-256M-Instruct --output runs/sft
+python train_sft.py --backbone runs/sft --output runs/sft-more       goes on from the model of an SFT run
 python train_sft.py settings.yaml --seed 3             settings from a file; an option after it wins
 """
 
@@ -19,7 +20,6 @@ from hanorec.data.dataset import open_dataset, split_examples
 from hanorec.data.examples import groups
 from hanorec.errors import exit_on_user_error
 from hanorec.evaluation.ranking import validate
-from hanorec.models.backbone import load_backbone
 from hanorec.models.images import CatalogImages, vision_trains
 from hanorec.models.lora import add_lora, lora_options, prepare_for_training
 from hanorec.models.prompts import Prompts, windows_for
@@ -34,7 +34,7 @@ from hanorec.training.optimization import (
     total_steps,
 )
 from hanorec.training.options import STANDARD, SFTOptions, apply_protocol, cache_folder, example_options, parse
-from hanorec.training.runs import check_output, open_run, save_model
+from hanorec.training.runs import check_output, load_start, open_run, save_model
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
     check_output(options)
     seed_everything(options.seed)
     data = open_dataset(options.data)
-    policy = load_backbone(
+    policy = load_start(
         options.backbone, dtype=options.dtype, views=options.image_views, remote_code=options.remote_code
     )
     windows = windows_for(policy.layout, options.windows)

@@ -496,6 +496,33 @@ def test_a_rank_without_a_share_of_the_batch_adds_no_row():
     assert tokens.tolist() == [[2, 1]] and logps.requires_grad
 
 
+@pytest.mark.parametrize("lora", ["off", "on"])
+def test_sft_goes_on_from_the_model_of_an_sft_run(script, toy_folder, tmp_path, lora):
+    """Without a learning rate the second run ends as the first, whether it trains all weights or an adapter, and a
+    third one on top of it does, too."""
+    assert sft(script, toy_folder, tmp_path)[0] == 0
+    still = ["--learning-rate", 0, "--lora", lora]
+    for name, start in (("second", "sft"), ("third", "second")):
+        status, _, errors = sft(script, toy_folder, tmp_path, name, "--backbone", tmp_path / start, *still)
+        assert status == 0, errors
+    first, third = (load_run(tmp_path / name)[0].model.state_dict() for name in ("sft", "third"))
+    assert first.keys() == third.keys() and all(first[name].equal(third[name]) for name in first)
+    assert ("load_sft" in (tmp_path / "third" / "model" / "README.md").read_text()) == (lora == "on")
+
+
+def test_an_sft_run_that_cannot_be_gone_on_from_is_refused(script, toy_folder, runs, tmp_path):
+    status, _, errors = sft(script, toy_folder, tmp_path, "b", "--backbone", runs / "hanorec")
+    assert status == 2 and "a run of kind 'dpo', not 'sft'" in errors
+    start = shutil.copytree(runs / "sft", tmp_path / "start")
+    assert sft(script, toy_folder, tmp_path, "more", "--backbone", start, "--lora", "on")[0] == 0
+    assert sft(script, toy_folder, tmp_path, "start", "--overwrite", "--seed", 7)[0] == 0
+    status, _, errors = script("evaluate", "--runs", tmp_path / "more", "--candidates", 8)
+    assert status == 2 and f"was made from another SFT run than the one now in {start}" in errors
+    (start / "finished.json").unlink()
+    status, _, errors = sft(script, toy_folder, tmp_path, "c", "--backbone", start)
+    assert status == 2 and "this run is not finished" in errors
+
+
 def test_broken_images_are_warned_about_and_counted(script, toy_folder, tmp_path):
     folder = shutil.copytree(toy_folder, tmp_path / "toy")
     images = sorted((folder / "images").iterdir())

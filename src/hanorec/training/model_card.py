@@ -47,7 +47,7 @@ HaNoRec (arXiv 2511.18740), stage {"1" if kind == "sft" else "2"} of 2.
 ## Load it
 
 ```python
-{_how_to_load(folder, kind, base, adapter)}
+{_how_to_load(folder, base, adapter, on_run="reference" in config)}
 ```
 
 or, as this project's scripts do: `backbone, config = hanorec.training.runs.load_run("{folder}")`.
@@ -62,19 +62,20 @@ or, as this project's scripts do: `backbone, config = hanorec.training.runs.load
     )
 
 
-def _how_to_load(folder: Path, kind: str, base: str, adapter: bool) -> str:
+def _how_to_load(folder: Path, base: str, adapter: bool, on_run: bool) -> str:
+    """Python that loads a run's model. on_run: whether its base is the model of an SFT run, and no checkpoint."""
     if not adapter:
         return (
             "from transformers import AutoModelForImageTextToText, AutoProcessor\n\n"
             f'model = AutoModelForImageTextToText.from_pretrained("{folder}/model")\n'
             f'processor = AutoProcessor.from_pretrained("{folder}/model")'
         )
-    if kind == "sft" and base == "tiny":
+    if not on_run and base == "tiny":
         return (
             "from peft import PeftModel\nfrom hanorec.models.backbone import load_backbone\n\n"
             f'model = PeftModel.from_pretrained(load_backbone("tiny").model, "{folder}/model")'
         )
-    if kind == "sft":
+    if not on_run:
         return (
             "from peft import PeftModel\nfrom transformers import AutoModelForImageTextToText\n\n"
             f'base = AutoModelForImageTextToText.from_pretrained("{base}")\n'

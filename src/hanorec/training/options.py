@@ -63,7 +63,9 @@ class ModelOptions:
     _argument_group_name = "model"
 
     backbone: str = option(
-        "tiny", "model to train: tiny (it comes with the code), a Hugging Face hub id, or a folder", metavar="NAME"
+        "tiny",
+        "model to train: tiny (it comes with the code), a Hugging Face hub id, a folder, or the folder of an SFT run",
+        metavar="NAME",
     )
     image_pixels: int = option(262_144, "scale images down to this many pixels at most, as the paper does", least=1)
     image_views: Literal["one", "many"] = option(

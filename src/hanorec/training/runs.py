@@ -52,13 +52,14 @@ def open_run(options, kind: str) -> None:
     """Make the run's folder and write its config.json, or check that the run to resume had the same settings.
 
     kind: "sft" or "dpo". Errors: DataError as `check_output` raises it, and where --resume meets a run of other
-    settings, or a DPO run whose reference has changed since.
+    settings, or one whose SFT run, its start and reference, has changed since.
     """
     check_output(options)
     folder = Path(options.output)
     config = {"kind": kind} | {k: v for k, v in vars(options).items() if k not in NOT_SETTINGS}
-    if kind == "dpo":
-        config["reference"] = model_fingerprint(options.sft)
+    start = options.sft if kind == "dpo" else options.backbone
+    if is_run(start):
+        config["reference"] = model_fingerprint(start)
     if options.resume:
         before = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         changed = [f"{k}: {before.get(k)!r} then, {v!r} now" for k, v in config.items() if before.get(k) != v]
@@ -73,6 +74,14 @@ def open_run(options, kind: str) -> None:
         checkpoints.replace_text(fresh / "config.json", json.dumps(config, indent=1) + "\n")
         fresh.rename(folder)
     distributed.barrier()
+
+
+def is_run(name: str | Path) -> bool:
+    """Whether this is the folder of a run, finished or not, and no checkpoint of a model."""
+    try:
+        return "kind" in json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
 
 
 def read_config(folder: str | Path, kind: str | None = None) -> dict:
@@ -90,19 +99,31 @@ def read_config(folder: str | Path, kind: str | None = None) -> dict:
     return config
 
 
+def load_start(name: str, **how) -> Backbone:
+    """What SFT starts from: a checkpoint, or the model of a finished SFT run, its adapter merged into the weights.
+
+    name, how: as in `load_backbone`, or name the run's folder. Errors: DataError as `load_backbone` raises it, where
+    the run is none of SFT or not finished, its adapter is of another backbone, or its own start has changed since.
+    """
+    if not is_run(name):
+        return load_backbone(name, **how)
+    config, model = read_config(name, "sft"), Path(name) / MODEL
+    if not (model / "adapter_config.json").is_file():
+        return load_backbone(str(model), **how)
+    _check_start(name, config, config["backbone"])
+    backbone = load_start(config["backbone"], **how)
+    backbone.model = _with_adapter(backbone, model, f"backbone {config['backbone']!r}").merge_and_unload().eval()
+    return backbone
+
+
 def load_sft(folder: str | Path, *, dtype: str | None = None) -> tuple[Backbone, dict]:
     """The SFT model of a finished run, its adapter merged into the weights, and the run's config.
 
-    dtype: precision of the weights (default: that of the SFT run). Errors: DataError where the folder is no finished
-    SFT run, or its adapter is of another backbone.
+    dtype: precision of the weights (default: that of the SFT run). Errors: DataError as `load_start` raises it.
     """
-    config, model = read_config(folder, "sft"), Path(folder) / MODEL
+    config = read_config(folder, "sft")
     how = {"dtype": dtype or config["dtype"], "views": config["image_views"], "remote_code": config["remote_code"]}
-    if not (model / "adapter_config.json").is_file():
-        return load_backbone(str(model), **how), config
-    backbone = load_backbone(config["backbone"], **how)
-    backbone.model = _with_adapter(backbone, model, f"backbone {config['backbone']!r}").merge_and_unload().eval()
-    return backbone, config
+    return load_start(str(folder), **how), config
 
 
 def load_run(folder: str | Path) -> tuple[Backbone, dict]:
@@ -113,8 +134,7 @@ def load_run(folder: str | Path) -> tuple[Backbone, dict]:
     config = read_config(folder)
     if config["kind"] == "sft":
         return load_sft(folder)
-    if model_fingerprint(config["sft"]) != config["reference"]:
-        raise DataError(f"{folder}: was made from another SFT run than the one now in {config['sft']}")
+    _check_start(folder, config, config["sft"])
     backbone, _ = load_sft(config["sft"], dtype=config["dtype"])
     backbone.model = _with_adapter(backbone, Path(folder) / MODEL, f"SFT run {config['sft']!r}").eval()
     return backbone, config
@@ -160,6 +180,12 @@ def model_fingerprint(folder: str | Path) -> str:
             while block := file.read(2**24):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def _check_start(folder: str | Path, config: dict, start: str) -> None:
+    """Errors: DataError where a run started from an SFT run, and another one is in its place."""
+    if "reference" in config and model_fingerprint(start) != config["reference"]:
+        raise DataError(f"{folder}: was made from another SFT run than the one now in {start}")
 
 
 def _with_adapter(backbone: Backbone, folder: Path, base: str) -> PeftModel:
