@@ -1,0 +1,123 @@
+"""The study's catalogues, SFT starts, worlds and methods: what is compared, and where.
+
+Names and options of the scripts alone; `study_cells.py` makes commands of them. A world is a catalogue, an SFT start,
+and the views that a model is measured in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from hanorec.data.toy import World as Catalogue
+
+_LONG = Catalogue(warm_per_cell=21, cold_per_cell=20, longest_row=21, shortest_row=3, shortest_cold=2)
+CATALOGUES = {
+    "toy": Catalogue(),
+    "near": Catalogue(near=1.0),  # the same, with lists of near items alone
+    "long": _LONG,  # histories of 2 to 20 items, warm and cold
+    "long-exchanged": replace(_LONG, exchanged=0.75),  # the same rows with images that are mostly another item's
+    "small": Catalogue(warm_per_cell=6, cold_per_cell=2, users=60, cold_users=10, shortest_row=4, longest_row=6),
+}
+
+# SFT starts: catalogue, and options of train_sft.py. Steps of the long ones are what five minutes allow where every
+# window is read by itself.
+_LONG_SFT = ("--history", "20", "--max-steps", "400")
+_SMALL = ("--max-steps", "4", "--batch-size", "4", "--validate-every", "2", "--validate-users", "6", "--log-every", "1")
+STARTS = {
+    "full": ("toy", ()),
+    "early": ("toy", ("--max-steps", "500")),
+    "unbiased": ("long", _LONG_SFT),
+    "biased": ("long-exchanged", _LONG_SFT),
+    "small": ("small", _SMALL),
+}
+
+
+class World(NamedTuple):
+    """What methods are compared in.
+
+    data: the catalogue of training after SFT. windows: how many of its windows are trained on. views: what a model is
+    measured on, each a catalogue and options of evaluate.py. options: of train_sft.py and train_dpo.py after the start.
+    preference: of train_dpo.py alone. methods: those of the grid, None for all.
+    """
+
+    start: str
+    data: str
+    windows: int
+    views: dict[str, tuple[str, tuple[str, ...]]]
+    options: tuple[str, ...] = ()
+    preference: tuple[str, ...] = ()
+    methods: tuple[str, ...] | None = None
+
+
+def _test_and_cold(data: str, *more: str) -> dict[str, tuple[str, tuple[str, ...]]]:
+    return {
+        "test": (data, ("--split", "test", *more)),
+        "cold": (data, ("--split", "cold", "--modality", "full", "blank", *more)),
+    }
+
+
+WORLDS = {
+    "toy": World("full", "toy", 4000, _test_and_cold("toy")),
+    "early": World("early", "toy", 4000, _test_and_cold("toy")),
+    "biased": World("biased", "long", 2000, _test_and_cold("long"), ("--history", "20")),
+    "unbiased": World("unbiased", "long", 2000, _test_and_cold("long"), ("--history", "20"), methods=("sft",)),
+    # 95 of 100 negatives are of another theme and style; `near` ranks the target among items that share one of the two.
+    "hard": World(
+        "early", "toy", 4000,
+        {"test": ("toy", ("--split", "test")), "near": ("near", ("--split", "test", "--negatives", "listed"))},
+        preference=("--negatives", "listed"),
+    ),
+    # Seconds a cell; shows that the study works, and no more. Not in the grid.
+    "small": World("small", "small", 16, _test_and_cold("small", "--users", "12", "--candidates", "8"), _SMALL),
+}  # fmt: skip
+GRID = tuple(name for name in WORLDS if name != "small")
+
+_PAPER = ("--loss", "hanorec", "--recipe", "paper")
+_CALIBRATED = ("--loss", "hanorec", "--recipe", "calibrated")
+_SOFTMAX = ("--loss", "hanorec-softmax", "--rejected", "15", "--beta", "1")  # with the β of S-DPO
+_POLICY = ("--negatives", "policy", "--rejected", "4", "--beta", "1")
+SFT_METHODS = {  # options of train_sft.py
+    "sft-continued": ("--lora", "on", "--learning-rate", "1e-4"),  # the control: the same adapter, windows and steps
+    "sft-continued-all": ("--lora", "off", "--learning-rate", "1e-4"),
+}
+MAIN = {  # options of train_dpo.py
+    "dpo": ("--loss", "dpo"),
+    "hanorec-paper": _PAPER,
+    "hanorec-calibrated": _CALIBRATED,
+    "s-dpo-15": ("--loss", "s-dpo", "--rejected", "15"),
+    "hanorec-15-paper": (*_SOFTMAX, "--recipe", "paper"),
+    "hanorec-15-calibrated": (*_SOFTMAX, "--recipe", "calibrated"),
+    "dpo-anchored": ("--loss", "dpo", "--sft-weight", "1"),
+    "hanorec-paper-anchored": (*_PAPER, "--sft-weight", "1"),
+    "hanorec-calibrated-anchored": (*_CALIBRATED, "--sft-weight", "1"),
+    "dpo-policy": ("--loss", "dpo", *_POLICY),
+    "hanorec-paper-policy": (*_PAPER, *_POLICY),
+    "hanorec-calibrated-policy": (*_CALIBRATED, *_POLICY),
+    "paper-no-hardness": (*_PAPER, "--hardness", "off"),
+    "paper-no-responsiveness": (*_PAPER, "--responsiveness", "off"),
+    "paper-no-noise": (*_PAPER, "--noise", "none"),
+    "calibrated-no-hardness": (*_CALIBRATED, "--hardness", "off"),
+    "calibrated-no-responsiveness": (*_CALIBRATED, "--responsiveness", "off"),
+    "calibrated-no-noise": (*_CALIBRATED, "--noise", "none"),
+    "noise-logits-0.02": (*_PAPER, "--noise-std", "0.02"),
+    "noise-logits-0.05": (*_PAPER, "--noise-std", "0.05"),
+    "noise-lora-0.02": (*_PAPER, "--noise", "lora", "--noise-std", "0.02"),
+    "noise-lora-0.05": (*_PAPER, "--noise", "lora", "--noise-std", "0.05"),
+    "noise-lora-0.1": (*_PAPER, "--noise", "lora", "--noise-std", "0.1"),
+    "beta-dpo": ("--loss", "beta-dpo"),
+    "dama": ("--loss", "dama"),
+    "simpo": ("--loss", "simpo"),
+    "grpo": ("--loss", "grpo", "--rejected", "15"),
+}
+SENSITIVITY = {  # one setting of the calibrated recipe at a time; its own are β₀ 0.1, K 10, τ 0.05, σ_n 0.1
+    **{f"beta-{value}": (*_CALIBRATED, "--beta", value) for value in ("0.03", "0.3", "1")},
+    **{f"neighbours-{value}": (*_CALIBRATED, "--neighbours", value) for value in ("3", "30")},
+    **{f"temperature-{value}": (*_CALIBRATED, "--temperature", value) for value in ("0.02", "0.2", "1")},
+    **{f"noise-{value}": (*_CALIBRATED, "--noise-std", value) for value in ("0.03", "0.3", "1")},
+}
+METHODS = {"sft": (), **SFT_METHODS, **MAIN, **SENSITIVITY}
+SENSITIVE = "early"  # the world of the sensitivity, with the first seed alone, unless they are asked for by name
+# Options chosen on validation users, after a method's own: {"method" or "world/method": ("--learning-rate", "3e-4")}.
+# To choose: `study.py --methods dpo@1e-4 dpo@3e-4 dpo@1e-3 --seeds 1`, then the trials' table of `study.py --table`.
+CHOSEN: dict[str, tuple[str, ...]] = {}
