@@ -78,7 +78,7 @@ def grid(worlds: Sequence[str], methods: Sequence[str] | None, seeds: Sequence[i
                 usual = method in own if own else method not in SENSITIVITY or (world == SENSITIVE and seed == seeds[0])
                 if methods is not None or usual:
                     cells.append(Cell(world, method, seed))
-    return cells
+    return list(dict.fromkeys(cells))
 
 
 def start_folder(start: str, seed: int, folder: Path) -> Path:

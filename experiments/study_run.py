@@ -11,11 +11,13 @@ import json
 import os
 import re
 import shutil
+import signal
 import string
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +72,7 @@ class Scripts:
             )  # fmt: skip
         self.running.add(process)
         if self.stopped.is_set():  # stopped in between
-            process.terminate()
+            self.stop()
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         self.running.discard(process)
@@ -85,7 +87,8 @@ class Scripts:
         """End what runs: the scripts in the middle of their step, the cells without a file."""
         self.stopped.set()
         for process in list(self.running):
-            process.terminate()
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGTERM)  # Popen.terminate may wait for it, and `run` does
 
 
 def make_catalogues(cells: list[Cell], folder: Path) -> None:
@@ -140,6 +143,8 @@ def run_cell(cell: Cell, start: dict, folder: Path, scripts: Scripts) -> dict:
         content |= course(run)
     except Failed as error:
         content["failed"] = str(error)
+    except (OSError, LookupError, ValueError) as error:  # of what a script left
+        content["failed"] = f"{type(error).__name__}: {error}"
     return content
 
 
