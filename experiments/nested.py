@@ -4,12 +4,15 @@
     python experiments/nested.py --data DIR                                  the tiny backbone
     python experiments/nested.py --data DIR --backbone DIR --turns 3 --name nested-138m
 
-The ways to read the same targets, a chunk of a user's row each (--history items and a target):
+The ways to read as many targets as --history says:
 
-    plain      every response behind a prompt of its own, images from their files, logits of all tokens
+    plain      windows of --history items: every response behind a prompt of its own, images from their files, logits of
+               all tokens
     five       windows of 5 items, packed (for SFT)
     windows    windows of --history items, each packed with its responses
-    nested     the row once, and every target behind a branch
+    nested     a row of --history items and a target once, and every target behind a branch
+
+Windows are drawn from all rows at random, as in training.
 
 Works are a step of SFT and a step of HaNoRec (chosen and one rejected title; log π_ref is known, but the plain way has
 to compute it), each with forward, loss and backward. Times are processor time of one thread, and ways take turns. A
@@ -20,14 +23,15 @@ and .md.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from bench_worker import memory, plain, plain_reference
 
@@ -52,6 +56,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="a dataset folder whose rows are long enough")
     parser.add_argument("--history", type=int, default=20)
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--windows", type=int, help="how many are read one by one (default: as many as --history)")
+    parser.add_argument("--no-growth", action="store_true", help="leave the second table out")
     parser.add_argument("--forward-tokens", type=int, default=8192)
     parser.add_argument("--name", default="nested", help="of the results files")
     args = parser.parse_args()
@@ -65,9 +71,10 @@ def main() -> None:
         policy = base if full and work == "sft" else add_lora(base)
         policy.model.train()
         row = chunk(data, args.history)
-        steps = ways(policy, data, row, work, args.forward_tokens, frozen=not (full and work == "sft"))
+        steps = ways(policy, data, row, work, args, frozen=not (full and work == "sft"))
         found["works"][work] = measure(steps, args.turns)
-    found["growth"] = growth(add_lora(base), data, args.turns, args.forward_tokens)
+    if not args.no_growth:
+        found["growth"] = growth(add_lora(base), data, args.turns, args.forward_tokens)
     (RESULTS / f"{args.name}.json").write_text(json.dumps(found, indent=1) + "\n")
     (RESULTS / f"{args.name}.md").write_text(report(found))
     print(report(found))
@@ -79,33 +86,37 @@ def chunk(data: Dataset, history: int) -> list[Example]:
     return next(row for row in groups(examples, nested=True) if len(row) == history)
 
 
+def drawn_windows(data: Dataset, history: int, number: int) -> list[Example]:
+    """Windows with whole histories, each of a random row."""
+    examples = split_examples(data, "train", "next", windows="every", history=history, candidates=2)
+    whole = [example for example in examples if len(example.history) == history]
+    return [whole[i] for i in np.random.default_rng(0).choice(len(whole), number, replace=False)]
+
+
 def ways(
-    policy: Backbone, data: Dataset, row: list[Example], work: str, forward_tokens: int, *, frozen: bool
+    policy: Backbone, data: Dataset, row: list[Example], work: str, args: argparse.Namespace, *, frozen: bool
 ) -> dict[str, tuple[Step, int]]:
     """A step of each way, and how many targets it has."""
-    used = {item for example in row for item in (*example.history, *example.targets)}
+    windows = drawn_windows(data, args.history, args.windows or args.history)
+    targets = {"plain": windows, "five": drawn_windows(data, 5, args.history), "windows": windows, "nested": row}
+    used = {item for examples in targets.values() for example in examples for item in example.history}
     files = [path if item in used else None for item, path in enumerate(data.catalog.images)]
     once = CatalogImages(policy, files, frozen=frozen, progress=False)
     live = CatalogImages(policy, files, frozen=False, progress=False)
     made, plain_prompts = (
         Prompts(policy, images, data.catalog.titles, "next", list_candidates=False) for images in (once, live)
     )
-    longest = max(row, key=lambda example: len(example.history))
-    items = (*longest.history, *longest.targets)
-    five = [replace(example, history=example.history[-5:]) for example in row]
-    sizes = {"plain": row, "five": five, "windows": row, "nested": row}
-    assert all(items[len(e.history)] == e.targets[0] for e in row)
 
     def responses(example: Example) -> list[list[int]]:
         return [made.chosen(example), *(made.rejected(example) if work == "hanorec" else ())]
 
     def step_of(name: str) -> Step:
-        examples = sizes[name]
+        examples = targets[name]
         x = [made.prompt(e) for e in examples]
         y = [responses(e) for e in examples]
         if name == "nested":
             x, y = [made.nested(examples)], [[title for titles in y for title in titles]]
-        forwards = batches([made.length(prompt, answers) for prompt, answers in zip(x, y)], forward_tokens)
+        forwards = batches([made.length(prompt, answers) for prompt, answers in zip(x, y)], args.forward_tokens)
         spent = {"data": 0.0, "model": 0.0}  # what `plain` adds to
         state = SimpleNamespace(
             policy=policy, prompts=plain_prompts, examples=examples, responses=y, data=data, spent=spent
@@ -128,7 +139,7 @@ def ways(
 
         return step
 
-    return {name: (step_of(name), len(row)) for name in sizes if work == "sft" or name != "five"}
+    return {name: (step_of(name), len(targets[name])) for name in targets if work == "sft" or name != "five"}
 
 
 def measure(steps: dict[str, tuple[Step, int]], turns: int) -> dict[str, dict[str, list[float]]]:
@@ -136,6 +147,7 @@ def measure(steps: dict[str, tuple[Step, int]], turns: int) -> dict[str, dict[st
     found: dict[str, dict[str, list[float]]] = {name: {"milliseconds": [], "mib": []} for name in steps}
     for turn in range(turns + 1):  # the first touches memory
         for name, (step, targets) in steps.items():
+            ctypes.CDLL("libc.so.6").malloc_trim(0)  # gives back what earlier steps freed
             before = memory("VmRSS")
             Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
             begun = time.process_time()
@@ -184,6 +196,8 @@ def report(found: dict) -> str:
             rows.append([name, f"{median(own['milliseconds']):.1f}", spread, f"{median(own['mib']):.0f}"])
         header = [f"{work}: way", "ms a target", "against nested, median [least, most]", "MiB above rest"]
         text.append(markdown(header, rows))
+    if not found["growth"]:
+        return "\n\n".join(text) + "\n"
     first = found["growth"][str(GROWTH[0])]["milliseconds"]
     rows = []
     for history, own in found["growth"].items():
