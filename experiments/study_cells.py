@@ -114,6 +114,7 @@ def view_commands(cell: Cell, folder: Path) -> dict[str, list[str]]:
         {"val": (world.data, (*next(iter(world.views.values()))[1], "--split", "val"))} if cell.trial else world.views
     )
     first = ["evaluate.py", "--runs", str(folder / cell.name), "--cache", str(folder / "cache"), "--users", str(USERS)]
+    first += ["--baselines", "random", "popularity"]
     return {name: [*first, "--data", str(folder / "data" / data), *more] for name, (data, more) in views.items()}
 
 
