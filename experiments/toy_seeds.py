@@ -64,7 +64,18 @@ def main() -> None:
         runs = [args.sft, *cells.values()]
         name = f"evaluation-{split}-next.json"
         if not all((Path(run) / name).is_file() for run in runs):
-            call("evaluate.py", "--runs", *runs, "--split", split, "--users", args.users, "--baselines", "popularity")
+            call(
+                "evaluate.py",
+                "--runs",
+                *runs,
+                "--split",
+                split,
+                "--users",
+                args.users,
+                "--baselines",
+                "random",
+                "popularity",
+            )
         first = json.loads((Path(args.sft) / name).read_text())["measures"]
         table[split] = {method: {m: first[method][m] for m in MEASURES} for method in first if method != str(args.sft)}
         table[split]["SFT"] = {m: first[str(args.sft)][m] for m in MEASURES}
