@@ -25,7 +25,7 @@ LENGTHS = [5, 1, 9, 3, 3, 8, 2, 7, 4, 6]
 
 
 def options(folder, **changes):
-    base = dict(output=str(folder), seed=1, batch_size=4, forward_tokens=100, log_every=1, validate_every=3, checkpoint_every=2,
+    base = dict(output=str(folder), backbone="tiny", seed=1, batch_size=4, forward_tokens=100, log_every=1, validate_every=3, checkpoint_every=2,
                 max_grad_norm=10.0, resume=False, overwrite=False, epochs=3, max_steps=None)  # fmt: skip
     return SimpleNamespace(**base | changes)
 
