@@ -15,20 +15,23 @@ _LONG = Catalogue(warm_per_cell=21, cold_per_cell=20, longest_row=21, shortest_r
 CATALOGUES = {
     "toy": Catalogue(),
     "near": Catalogue(near=1.0),  # the same, with lists of near items alone
+    "exchanged": Catalogue(exchanged=0.75),  # the same rows with images that are mostly another item's
     "long": _LONG,  # histories of 2 to 20 items, warm and cold
-    "long-exchanged": replace(_LONG, exchanged=0.75),  # the same rows with images that are mostly another item's
+    "long-exchanged": replace(_LONG, exchanged=0.75),
     "small": Catalogue(warm_per_cell=6, cold_per_cell=2, users=60, cold_users=10, shortest_row=4, longest_row=6),
 }
 
 # SFT starts: catalogue, and options of train_sft.py. Steps of the long ones are what five minutes allow where every
 # window is read by itself.
-_LONG_SFT = ("--history", "20", "--max-steps", "400")
+_TWENTY = ("--history", "20")
+_LONG_SFT = (*_TWENTY, "--max-steps", "400")
 _SMALL = ("--max-steps", "4", "--batch-size", "4", "--validate-every", "2", "--validate-users", "6", "--log-every", "1")
 STARTS = {
     "full": ("toy", ()),
     "early": ("toy", ("--max-steps", "500")),
-    "unbiased": ("long", _LONG_SFT),
-    "biased": ("long-exchanged", _LONG_SFT),
+    "biased": ("exchanged", ("--max-steps", "500")),
+    "long-unbiased": ("long", _LONG_SFT),
+    "long-biased": ("long-exchanged", _LONG_SFT),
     "small": ("small", _SMALL),
 }
 
@@ -60,8 +63,9 @@ def _test_and_cold(data: str, *more: str) -> dict[str, tuple[str, tuple[str, ...
 WORLDS = {
     "toy": World("full", "toy", 4000, _test_and_cold("toy")),
     "early": World("early", "toy", 4000, _test_and_cold("toy")),
-    "biased": World("biased", "long", 2000, _test_and_cold("long"), ("--history", "20")),
-    "unbiased": World("unbiased", "long", 2000, _test_and_cold("long"), ("--history", "20"), methods=("sft",)),
+    "biased": World("biased", "toy", 4000, _test_and_cold("toy")),
+    "long-biased": World("long-biased", "long", 2000, _test_and_cold("long"), _TWENTY),
+    "long-unbiased": World("long-unbiased", "long", 2000, _test_and_cold("long"), _TWENTY, methods=("sft",)),
     # 95 of 100 negatives are of another theme and style; `near` ranks the target among items that share one of the two.
     "hard": World(
         "early", "toy", 4000,
