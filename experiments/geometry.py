@@ -24,8 +24,9 @@ from hanorec.losses import hanorec_loss
 from hanorec.models import tiny
 from hanorec.models.backbone import Backbone, describe
 from hanorec.models.images import CatalogImages
+from hanorec.models.inputs import packed_inputs
 from hanorec.models.lora import add_lora
-from hanorec.models.packing import Prompt, packed_inputs
+from hanorec.models.packing import Prompt
 from hanorec.models.scoring import logits_at, pack_for, score
 
 HERE = Path(__file__).resolve().parent

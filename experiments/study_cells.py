@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WITHOUT_EFFECT = ("errors.py", "evaluation/baselines.py", "evaluation/oracles.py", "evaluation/paired.py",
                   "evaluation/report.py", "training/command_line.py", "training/model_card.py")  # fmt: skip
 
-TRAINING = ("--windows", "every", "--epochs", "1", "--validate-every", "50")  # of everything after the start
+TRAINING = ("--windows", "nested", "--epochs", "1", "--validate-every", "50")  # of everything after the start
 USERS = 1000  # measured in each view
 
 

@@ -21,10 +21,9 @@ CATALOGUES = {
     "small": Catalogue(warm_per_cell=6, cold_per_cell=2, users=60, cold_users=10, shortest_row=4, longest_row=6),
 }
 
-# SFT starts: catalogue, and options of train_sft.py. Steps of the long ones are what five minutes allow where every
-# window is read by itself.
+# SFT starts: catalogue, and options of train_sft.py. Steps of the long ones are what five minutes allow.
 _TWENTY = ("--history", "20")
-_LONG_SFT = (*_TWENTY, "--max-steps", "400")
+_LONG_SFT = (*_TWENTY, "--windows", "nested", "--max-steps", "600")
 _SMALL = ("--max-steps", "4", "--batch-size", "4", "--validate-every", "2", "--validate-users", "6", "--log-every", "1")
 STARTS = {
     "full": ("toy", ()),

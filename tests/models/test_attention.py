@@ -9,7 +9,8 @@ import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from hanorec.models import attention
-from hanorec.models.packing import Branch, Layout, Prompt, additive, pack
+from hanorec.models.inputs import additive
+from hanorec.models.packing import Branch, Layout, Prompt, pack
 
 GROUPED = SimpleNamespace(num_key_value_groups=2, is_causal=True)  # four heads share two of keys and values
 

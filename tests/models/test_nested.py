@@ -8,8 +8,9 @@ import torch
 from hanorec.data.dataset import split_examples
 from hanorec.data.examples import groups
 from hanorec.losses import hanorec_loss
+from hanorec.models.inputs import apart
 from hanorec.models.lora import add_lora
-from hanorec.models.packing import Branch, Layout, Prompt, apart, pack
+from hanorec.models.packing import Branch, Layout, Prompt, pack
 from hanorec.models.prompts import Prompts, windows_for
 from hanorec.models.scoring import score, score_all
 

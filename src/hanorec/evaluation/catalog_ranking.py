@@ -20,7 +20,8 @@ from transformers import DynamicCache
 
 from hanorec.models.backbone import Backbone
 from hanorec.models.images import CatalogImages
-from hanorec.models.packing import Packed, Prompt, packed_inputs
+from hanorec.models.inputs import packed_inputs
+from hanorec.models.packing import Packed, Prompt
 from hanorec.models.scoring import logits_at, pack_for
 
 DEPTH = 50  # the last place that any measure counts

@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hanorec.models.packing import FULL, SLIDING, VISIBILITIES, Layout, Prompt, apart, apart_inputs, pack, packed_inputs
+from hanorec.models.inputs import apart, apart_inputs, packed_inputs
+from hanorec.models.packing import FULL, SLIDING, VISIBILITIES, Layout, Prompt, pack
 
 SHORT_WINDOW = 5  # tokens that sliding layers see while a layout is sought: a short text does not show a window of 4096
 

@@ -24,7 +24,8 @@ from hanorec.data.catalog import content_fingerprint
 from hanorec.losses import perturbed_logits, token_logps
 from hanorec.models.backbone import Backbone
 from hanorec.models.images import CatalogImages
-from hanorec.models.packing import Packed, Prompt, apart, apart_inputs, pack, packed_inputs
+from hanorec.models.inputs import apart, apart_inputs, packed_inputs
+from hanorec.models.packing import Packed, Prompt, pack
 
 
 def score(
