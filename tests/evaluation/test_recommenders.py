@@ -111,12 +111,18 @@ def test_the_weights_are_those_of_the_best_epoch_and_training_ends_after_a_time_
     assert not torch.equal(weights["items.weight"], states[2]["items.weight"])
 
 
-def test_a_large_dataset_gets_fewer_epochs_and_says_so(monkeypatch):
-    monkeypatch.setattr(recommenders, "MOST_LOGITS", 3.5 * 6 * 4)  # 6 items, 4 targets an epoch
-    values, settings = iter(range(9)), Settings(width=8, layers=1, epochs=9)
-    with pytest.warns(UserWarning, match="GRU: still improving after 4 epochs"):
+@pytest.mark.parametrize("most, epochs, parts", [(12, 12, 2), (5, 10, 1)])
+def test_a_large_dataset_gets_fewer_epochs_of_fewer_rows_and_says_so(monkeypatch, most, epochs, parts):
+    """Two rows of 2 targets, 6 items: 24 logits an epoch. Of 12 times that, 12 epochs; of 5 times, 10 of a row each."""
+    monkeypatch.setattr(recommenders, "MOST_LOGITS", most * 24)
+    sizes, batches = [], recommenders.batches
+    monkeypatch.setattr(
+        recommenders, "batches", lambda lengths, size: sizes.append(len(lengths)) or batches(lengths, size)
+    )
+    values, settings = iter(range(99)), Settings(width=8, layers=1, epochs=50)
+    with pytest.warns(UserWarning, match=f"GRU: still improving after {epochs} epochs"):
         fit(make("GRU4Rec", 6), [(0, 1, 2), (3, 4, 5)], lambda: next(values), settings, np.random.default_rng(0), "GRU")
-    assert next(values) == 4
+    assert sizes == [parts] * epochs
 
 
 @pytest.mark.parametrize("length", [1, 3, 50])

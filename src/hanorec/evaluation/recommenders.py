@@ -7,6 +7,7 @@ item that occurs in no training row has the embedding of its random start, pushe
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from hanorec.models.scoring import batches
 Scorer = Callable[[Example], np.ndarray]
 
 VALIDATION_USERS = 1000  # most rows of val.tsv that choose the best epoch
-MOST_LOGITS = 2e10  # a large catalogue gets fewer epochs: so many logits are some minutes of one CPU thread
+MOST_LOGITS = 1e10  # in a training: some minutes of one CPU thread
 
 
 @dataclass(frozen=True)
@@ -153,17 +154,21 @@ def fit(
     progress: str = "",
 ) -> dict[str, Tensor]:
     """Train a network to name every next item of the rows: full softmax and cross-entropy, which makes SASRec strong
-    (Klenitskiy & Vasilev, arXiv 2309.07602). Returns its weights after the epoch with the highest `validate()`."""
+    (Klenitskiy & Vasilev, arXiv 2309.07602). Returns its weights after the epoch with the highest `validate()`.
+
+    Where many rows and items would take more than `MOST_LOGITS`, there are fewer epochs, of a random part of the rows.
+    """
     optimizer = torch.optim.Adam(network.parameters(), settings.learning_rate, betas=(0.9, 0.98))
     padding = len(network.items.weight) - 1
-    logits_an_epoch = padding * sum(len(row) - 1 for row in rows)
-    epochs = min(settings.epochs, 1 + int(MOST_LOGITS / max(1, logits_an_epoch)))
+    logits = max(1, padding * sum(len(row) - 1 for row in rows))
+    share = min(1.0, MOST_LOGITS / 10 / logits)  # of the rows an epoch: ten states to choose from, however many rows
+    epochs = min(settings.epochs, round(MOST_LOGITS / (share * logits)))
     best, best_epoch, weights = -1.0, 0, {}
     with tqdm(range(1, epochs + 1), desc=progress, unit="epoch", disable=not progress, leave=False) as bar:
         for epoch in bar:
             network.train()
             parts = chunks(rows, settings.length, generator)
-            parts = [parts[i] for i in generator.permutation(len(parts))]
+            parts = [parts[i] for i in generator.permutation(len(parts))[: math.ceil(share * len(parts))]]
             of_similar_length = batches([len(part) - 1 for part in parts], settings.batch_size)
             for number in generator.permutation(len(of_similar_length)):
                 batch = [parts[i] for i in of_similar_length[number]]
