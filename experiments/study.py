@@ -6,7 +6,7 @@
     python experiments/study.py --worlds early --methods dpo hanorec-paper --seeds 1
     python experiments/study.py --worlds early --methods dpo@1e-4 dpo@3e-4 --seeds 1   trials, on validation users alone
     python experiments/study.py --table                      writes experiments/results/study.md from what is there
-    python experiments/study.py --worlds small --methods sft dpo --seeds 1 --results /tmp/cells --runs /tmp/runs
+    python experiments/study.py --worlds small --methods sft dpo --seeds 1 --results DIR --runs DIR   seconds
 
 A cell's result is one JSON file in --results, written when the cell is done. Cells whose file is there, of the same
 settings and code, are skipped, so that the study goes on after any stop, on another machine, from these files alone.

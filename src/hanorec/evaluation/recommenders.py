@@ -138,9 +138,11 @@ def train_network(
             rows = [row.items for row in data.train]
             return fit(network, rows, validate, settings, np.random.default_rng(seed), progress=name)
 
-        conditions = repr((settings, seed, sorted(drawn.items()), full_catalog is None))
+        tables = [value for value in drawn.values() if isinstance(value, np.ndarray)]  # `repr` would shorten them
+        plain = sorted((name, value) for name, value in drawn.items() if not isinstance(value, np.ndarray))
+        conditions = repr((settings, seed, plain, full_catalog is None))
         files = [data.folder / f"{split}.tsv" for split in ("train", "val")]
-        fingerprint = content_fingerprint(conditions, *data.catalog.items, *files)
+        fingerprint = content_fingerprint(conditions, *tables, *data.catalog.items, *files)
         network.load_state_dict(cached(cache, name.lower(), fingerprint, make))
     return network.eval()
 
