@@ -60,7 +60,7 @@ class Example:
 class Negatives:
     """Draws items that a user has not chosen.
 
-    pool [M]: the items to draw from. They are the warm ones, which occur in training, so that a negative is never given
+    pool [M]: the items to draw from, each once. They are the warm ones, which occur in training, so that a negative is never given
     away by never having been seen. counts [items]: how often each item occurs in training. strategy: "random", every
     item with one probability; "popularity", in proportion to `counts`; "neighbours", every one of the K nearest items
     of the targets with one probability (`neighbours` [items, K], -1 for none). The nearest item itself is often one
@@ -81,7 +81,7 @@ class Negatives:
 
         Errors: DataError where the pool has too few items; ValueError for neighbours that were not given.
         """
-        free = np.setdiff1d(self.pool, list(window.seen))
+        free = np.setdiff1d(self.pool, list(window.seen), assume_unique=True)  # in the pool's order
         if len(free) < number:
             raise DataError(
                 f"user {window.user}: {number} negatives asked for, but only {len(free)} items are left "
@@ -97,7 +97,7 @@ class Negatives:
             first = generator.permutation(near)[:hard]
         else:
             first = free[:0]
-        others = generator.choice(np.setdiff1d(free, first), number - len(first), replace=False)
+        others = generator.choice(np.setdiff1d(free, first, assume_unique=True), number - len(first), replace=False)
         return [*first.tolist(), *others.tolist()]
 
 
