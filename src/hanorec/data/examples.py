@@ -60,12 +60,12 @@ class Example:
 class Negatives:
     """Draws items that a user has not chosen.
 
-    pool [M]: the items to draw from, each once. They are the warm ones, which occur in training, so that a negative is never given
-    away by never having been seen. counts [items]: how often each item occurs in training. strategy: "random", every
-    item with one probability; "popularity", in proportion to `counts`; "neighbours", every one of the K nearest items
-    of the targets with one probability (`neighbours` [items, K], -1 for none). The nearest item itself is often one
-    that the user would have liked, so the K nearest are sampled and not taken in order. "listed" is the same with the
-    items that `listed_negatives` has for a target in place of neighbours.
+    pool [M]: the items to draw from, each once. They are the warm ones, which occur in training, so that a negative is
+    never given away by never having been seen. counts [items]: how often each item occurs in training. strategy:
+    "random", every item with one probability; "popularity", in proportion to `counts`; "neighbours", every one of the
+    K nearest items of the targets with one probability (`neighbours` [items, K], -1 for none). The nearest item itself
+    is often one that the user would have liked, so the K nearest are sampled and not taken in order. "listed" is the
+    same with the items that `listed_negatives` has for a target in place of neighbours.
     """
 
     pool: np.ndarray
