@@ -231,3 +231,16 @@ def read_cell(path: Path) -> dict | None:
     if path.name != f"{Cell(content['world'], content['method'], content['seed']).name}.json":
         raise DataError(f"{path}: holds another cell, {content['world']} {content['method']} {content['seed']}")
     return content
+
+
+def read_cells(results: Path) -> dict[Cell, dict]:
+    """Every cell in a folder of results, failed ones too. Errors: DataError where the folder is missing or holds
+    something other than cells."""
+    if not results.is_dir():
+        raise DataError(f"{results}: no such folder; experiments/study.py makes it")
+    contents = {}
+    for path in sorted(results.glob("*.json")):
+        content = read_cell(path)
+        assert content is not None
+        contents[Cell(content["world"], content["method"], content["seed"])] = content
+    return contents

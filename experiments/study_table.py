@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 from study_cells import Cell, fingerprint, same
-from study_run import numbers, read_cell
+from study_run import numbers, read_cells
 from study_worlds import METHODS, WORLDS
 
 from hanorec.errors import DataError
@@ -52,13 +52,7 @@ def tables(results: Path, cells: Sequence[Cell]) -> str:
     Errors: DataError where the folder is missing, holds something other than cells, or none of these, and where two
     cells are not of the same users.
     """
-    if not results.is_dir():
-        raise DataError(f"{results}: no such folder; experiments/study.py makes it")
-    contents: Contents = {}
-    for path in sorted(results.glob("*.json")):
-        content = read_cell(path)
-        assert content is not None
-        contents[Cell(content["world"], content["method"], content["seed"])] = content
+    contents = read_cells(results)
     found = {
         cell: contents[cell]
         for cell in cells
@@ -102,6 +96,21 @@ def paired(
 
     rows: some of the users. Errors: DataError where the cells are of other users.
     """
+
+    def value(content: dict) -> np.ndarray:
+        return values(content, view, measure)[slice(None) if rows is None else rows]
+
+    differences = differences_of(done, world, view, one, other, value)
+    return paired_difference(differences) if differences else None
+
+
+def differences_of(
+    done: Contents, world: str, view: str, one: str, other: str, value: Callable[[dict], np.ndarray]
+) -> list[np.ndarray]:
+    """What one method's users have more of a value than another's, [U] for each seed that both methods have.
+
+    value: takes a cell's content, gives a number a user. Errors: DataError where the cells are of other users.
+    """
     differences, users = [], set()
     for seed in seeds_of(done, world, one):
         first, second = done[Cell(world, one, seed)], done.get(Cell(world, other, seed))
@@ -109,9 +118,8 @@ def paired(
             users |= {first["views"][view]["users"], second["views"][view]["users"]}
             if len(users) > 1:
                 raise DataError(f"{world}, {view}, seed {seed}: {one} and {other} were measured on different users")
-            difference = values(first, view, measure) - values(second, view, measure)
-            differences.append(difference if rows is None else difference[rows])
-    return paired_difference(differences) if differences else None
+            differences.append(value(first) - value(second))
+    return differences
 
 
 def comparisons(done: Contents) -> dict[Comparison, Difference]:
