@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from experiments import check_results
 from hanorec.training.options import DPOOptions, EvaluationOptions, SFTOptions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -155,28 +156,46 @@ def test_every_equation_has_its_line_in_the_dpo_script(number):
     assert re.search(rf"#.*Eqs?\. (\d+, )*{number}\b", loop)
 
 
+def test_marked_tables_and_figures_are_those_of_their_files():
+    assert [line for page in PAGES for line in check_results.differences(page)] == []
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
-def test_tables_of_results_are_those_that_the_commands_wrote(page):
-    """Of the rows that evaluate.py and toy_seeds.py print; the README's table of the cold split has some of its cells."""
-    files = (ROOT / "experiments" / "results").glob("*.md")
-    written = {line for path in files for line in path.read_text(encoding="utf-8").splitlines()}
-    header = r"\| method .*\n(\|.*\n)+"
-    rows = [
-        row for table in re.finditer(header, (ROOT / page).read_text(encoding="utf-8")) for row in table[0].splitlines()
-    ]
-    assert rows
-    for row in rows:
-        assert row in written, row
+def test_every_table_of_methods_is_marked(page):
+    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    headers = [number for number, line in enumerate(lines) if line.startswith("| method ")]
+    assert headers
+    for number in headers:
+        assert check_results.MARKER.fullmatch(lines[number - 1]), lines[number]
 
 
-def test_the_readmes_cells_of_the_cold_split_are_measured():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    written = (ROOT / "experiments" / "results" / "main-job-cold.md").read_text(encoding="utf-8")
-    for run in ("runs/sft", "runs/hanorec"):
-        row = next(line for line in text.split("| HR@1, `cold` split")[1].splitlines() if line.startswith(f"| {run} |"))
-        cells = [cell.strip() for cell in row.strip("|").split("|")[1:]]
-        for modality, cell in zip(("", ", blank", ", shuffled", ", no-titles"), cells, strict=True):
-            assert re.search(rf"^\| {run}{modality} +\| {re.escape(cell)} \|", written, re.MULTILINE), (run, modality)
+WRITTEN = """| a | b | c |\n|---|---|---|\n| x | 0.1 | 2 |\n| y | 0.3 | 4 |\n\n| a | c |\n|---|---|\n| x | 9 |\n\nTook 1.25 s."""
+
+
+@pytest.mark.parametrize(
+    "kind, block, wrong",
+    [
+        ("rows", "| c | a |\n|--:|---|\n|  4 | y |", []),  # columns and rows may be left out, and change places
+        ("rows", "| a | c |\n|---|---|\n| x | 2 |\n| x | 9 |", ["6: the row x | 9 is not in w.md"]),  # of two tables
+        ("rows", "| a | b |\n|---|---|\n| x | 0.1 |\n| y | 0.1 |", ["6: the row y | 0.1 is not in w.md"]),
+        ("rows", "| a | d |\n|---|---|\n| x | 0.1 |", ["3: a table with the columns a | d is not in w.md"]),
+        ("rows", "No table.", ["3: a table (none follows the comment) is not in w.md"]),
+        ("figures", "It takes 1.25 s,\nor 1.2, or 0.3.", ["4: the number 1.2 is not in w.md"]),
+        ("figures", "It is fast.", ["3: a decimal number (none follows the comment) is not in w.md"]),
+    ],
+)
+def test_what_does_not_match_a_file_of_results_is_named(kind, block, wrong, tmp_path):
+    (tmp_path / "w.md").write_text(WRITTEN)
+    page = tmp_path / "page.md"
+    page.write_text(f"# Page\n<!-- {kind} of w.md -->\n{block}\n\nMore, 7.77.\n")
+    assert check_results.differences(page, tmp_path) == [f"page.md:{line}" for line in wrong]
+
+
+def test_a_file_of_results_that_is_missing_is_named(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- rows of w.md and gone.md -->\n| a |\n|---|\n| x |\n")
+    (tmp_path / "w.md").write_text(WRITTEN)
+    assert check_results.differences(page, tmp_path) == ["page.md:1: there is no file gone.md"]
 
 
 def test_who_is_cited():
