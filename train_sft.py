@@ -22,7 +22,7 @@ from hanorec.errors import exit_on_user_error
 from hanorec.evaluation.ranking import validate
 from hanorec.models.images import CatalogImages, vision_trains
 from hanorec.models.lora import add_lora, lora_options, prepare_for_training
-from hanorec.models.prompts import Prompts, windows_for
+from hanorec.models.prompts import Prompts, check_name_history, windows_for
 from hanorec.models.scoring import score
 from hanorec.training.loop import Run
 from hanorec.training.optimization import (
@@ -47,6 +47,8 @@ def main() -> None:
         options.backbone, dtype=options.dtype, views=options.image_views, remote_code=options.remote_code
     )
     windows = windows_for(policy.layout, options.windows)
+    if options.name_history:
+        check_name_history(policy.layout, options.protocol)
     examples = split_examples(data, "train", windows=windows, users=options.train_users, **example_options(options))
     held_out = split_examples(data, "val", users=options.validate_users, **example_options(options))
     if options.lora == "on" or (options.lora == "auto" and policy.parameters > 20_000_000):
@@ -67,8 +69,8 @@ def main() -> None:
         protocol=options.protocol,
     )
     rows = groups(examples, nested=windows == "nested")  # what one prompt x asks for: a title, or each one of a row
-    x = [prompts.nested(row) for row in rows]
-    y = [[prompts.chosen(example) for example in row] for row in rows]
+    x = [prompts.nested(row, name_history=options.name_history) for row in rows]
+    y = [prompts.answers_of(row, name_history=options.name_history) for row in rows]
 
     prepare_for_training(policy, options)
     optimizer = adamw(policy.model, options.weight_decay)

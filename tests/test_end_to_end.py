@@ -94,7 +94,7 @@ def test_the_first_dpo_step_starts_at_the_reference(script, runs):
 
 def test_nested_windows_train_from_end_to_end(script, toy_folder, runs):
     """Over nested windows, too, DPO starts at the reference, in one forward or in several."""
-    status, _, errors = sft(script, toy_folder, runs, "nested", "--windows", "nested")
+    status, _, errors = sft(script, toy_folder, runs, "nested", "--windows", "nested", "--name-history")
     assert status == 0, errors
     several = ("--rejected", 2, "--noise", "none", "--lora-dropout", 0)
     for name, more in (("nested-dpo", ()), ("nested-split", ("--forward-tokens", 100))):

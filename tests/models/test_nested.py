@@ -7,11 +7,12 @@ import torch
 
 from hanorec.data.dataset import split_examples
 from hanorec.data.examples import groups
+from hanorec.errors import DataError
 from hanorec.losses import hanorec_loss
 from hanorec.models.inputs import apart
 from hanorec.models.lora import add_lora
 from hanorec.models.packing import Branch, Layout, Prompt, pack
-from hanorec.models.prompts import Prompts, windows_for
+from hanorec.models.prompts import Prompts, check_name_history, windows_for
 from hanorec.models.scoring import score, score_all
 
 TASKS = [("next", False), ("next", True), ("top3", False), ("yesno", False)]
@@ -75,6 +76,49 @@ def test_a_hanorec_step_over_nested_windows_has_the_gradient_of_prompts_alone(ba
 
     nested, alone = map(gradient, both)
     assert alone.norm() > 0 and (nested - alone).norm() / alone.norm() < 1e-3
+
+
+def test_naming_a_history_is_the_plain_forward_of_each_image_and_title(backbone, images, data):
+    """A row, and one example alone; behind an image the plain prompt ends, and the item's title is the response."""
+    prompts = Prompts(backbone, images, data.catalog.titles, "next", list_candidates=False)
+    rows = rows_of(data, "next")[:2]
+    x = [prompts.nested(row, name_history=True) for row in rows]
+    y = [prompts.answers_of(row, name_history=True) for row in rows]
+    alone, answers = [], []
+    for row in rows:
+        history = max((example.history for example in row), key=len)
+        alone += [prompts.prompt(example) for example in row]
+        answers += [[prompts.chosen(example)] for example in row]
+        ids = prompts.opening
+        for number, item in enumerate(history, 1):
+            ids = ids + prompts.newline + images.placeholders(item)
+            alone.append(Prompt(ids, list(history[:number])))
+            answers.append([prompts.titles[item] + prompts.suffix])
+            ids = ids + prompts.titles[item]
+    assert sum(map(len, y)) == len(alone) > sum(map(len, rows))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            score(backbone, images, x, y), score(backbone, images, alone, answers), atol=1e-4, rtol=0
+        )
+
+
+def test_items_without_an_image_are_not_named(backbone, images, data, monkeypatch):
+    prompts = Prompts(backbone, images, data.catalog.titles, "next", list_candidates=False)
+    row = rows_of(data, "next")[0]
+    monkeypatch.setattr(images, "placeholders", lambda item: [])
+    assert len(prompts.nested(row, name_history=True).leaves) == len(row)
+    assert prompts.answers_of(row, name_history=True) == prompts.answers_of(row)
+
+
+def test_a_history_is_not_named_where_it_cannot_be():
+    check_name_history(Layout(), "standard")
+    for layout, protocol, reason in [
+        (Layout(), "release", "have images of other items"),
+        (Layout(visibility="prefix"), "standard", "sees all of itself"),
+        (Layout(plain="its layers"), "standard", "since its layers"),
+    ]:
+        with pytest.raises(DataError, match=reason):
+            check_name_history(layout, protocol)
 
 
 def test_reference_log_probabilities_come_in_the_order_of_the_responses(backbone, images, data):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from hanorec import distributed
 from hanorec.data.examples import Example
+from hanorec.errors import DataError
 from hanorec.models.backbone import Backbone
 from hanorec.models.images import CatalogImages
 from hanorec.models.packing import Branch, Layout, Prompt
@@ -79,10 +80,11 @@ class Prompts:
         images = self._shown(example.shown or example.history) + question.images
         return Prompt(ids + question.ids + named, images)
 
-    def nested(self, examples: Sequence[Example]) -> Prompt:
+    def nested(self, examples: Sequence[Example], *, name_history: bool = False) -> Prompt:
         """The prompts of examples whose histories begin alike, as branches of one trunk, the longest history; that of a
-        single example is `prompt`."""
-        if len(examples) == 1:
+        single example is `prompt`. name_history: then one more branch behind each image of the trunk, which asks for
+        the title that belongs to it."""
+        if len(examples) == 1 and not name_history:
             return self.prompt(examples[0])
         longest = max(examples, key=lambda example: len(example.history))
         trunk = self._history(longest)
@@ -90,7 +92,17 @@ class Prompts:
         for example in examples:
             question = self._question(example)
             branches.append(Branch(len(trunk[len(example.history)]), question.ids, question.images))
+        if name_history:
+            for before, item in zip(trunk, longest.history):
+                if image := self.images.placeholders(item):
+                    branches.append(Branch(len(before + self.newline + image), []))
         return Prompt(trunk[-1], self._shown(longest.history), tuple(branches))
+
+    def answers_of(self, examples: Sequence[Example], *, name_history: bool = False) -> list[list[int]]:
+        """The chosen response to each prompt of `nested`; with name_history the titles of the trunk's items, too."""
+        longest = max(examples, key=lambda example: len(example.history))
+        named = self._shown(longest.history) if name_history else []
+        return [*map(self.chosen, examples), *(self.titles[item] + self.suffix for item in named)]
 
     def _history(self, example: Example) -> list[list[int]]:
         """The first part of a prompt with none of the history's items, with the first, with the first two, …"""
@@ -148,12 +160,26 @@ class Prompts:
         return copies * prompt.length + sum(map(len, responses))
 
 
+def unpackable(layout: Layout) -> str:
+    """Why a model family cannot read prompts as branches of one trunk, for which responses have to be packed and a
+    prompt must not see its later tokens; empty where it can."""
+    return layout.plain or ("a prompt sees all of itself" if layout.visibility == "prefix" else "")
+
+
 def windows_for(layout: Layout, windows: str) -> str:
-    """The windows that a model family can read: nested ones are branches of one trunk, for which responses have to be
-    packed and a prompt must not see its later tokens. Else every window is read alone, and a line says so."""
-    reason = layout.plain or ("a prompt sees all of itself" if layout.visibility == "prefix" else "")
+    """The windows that a model family can read; where it cannot read nested ones, every window is read alone, and a
+    line says so."""
+    reason = unpackable(layout)
     if windows != "nested" or not reason:
         return windows
     if distributed.is_main_process():
         print(f"--windows nested: not with this backbone, since {reason}; every window is read alone")
     return "every"
+
+
+def check_name_history(layout: Layout, protocol: str) -> None:
+    """Errors: DataError where the items of a history cannot be named from their images."""
+    if protocol != "standard":
+        raise DataError(f"--name-history: the prompts of the protocol {protocol} have images of other items")
+    if reason := unpackable(layout):
+        raise DataError(f"--name-history: not with this backbone, since {reason}")

@@ -152,6 +152,11 @@ class SFTOptimizationOptions(OptimizationOptions):
     learning_rate: float = option(
         1e-3, "peak of AdamW's learning rate; the paper's 0.0001 suits LoRA on a large model", least=0
     )
+    name_history: bool = switch(
+        False,
+        "also learn to name each item of a history from its image and the items before it, in the same forward; it "
+        "teaches a catalogue's titles and what belongs to which image",
+    )
 
 
 @dataclass
