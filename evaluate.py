@@ -7,6 +7,7 @@
     python evaluate.py --candidates all                        among the whole catalogue
     python evaluate.py --baselines random popularity           without those that train for minutes
     python evaluate.py --negatives listed                      among the items that negatives.tsv lists for the target
+    python evaluate.py --show 3                                the lists of the first three users, after the table
 
 Every method answers for the same users and candidates. Prints a Markdown table and writes
 evaluation-<split>-<task>.json (with --candidates all: …-all.json, with --negatives listed: …-listed.json) into each
@@ -26,7 +27,7 @@ from hanorec.errors import DataError, exit_on_user_error
 from hanorec.evaluation.baselines import baseline_answers, baseline_names
 from hanorec.evaluation.measures import FIRST_MEASURE, Answers, measures, measures_by_length, target_places
 from hanorec.evaluation.ranking import FullCatalog, answer_with_model
-from hanorec.evaluation.report import by_length_table, results_table, share_of_possible
+from hanorec.evaluation.report import by_length_table, results_table, share_of_possible, user_lists
 from hanorec.models.images import CatalogImages
 from hanorec.models.prompts import Prompts
 from hanorec.training.options import STANDARD, EvaluationOptions, apply_protocol, cache_folder, example_options, parse
@@ -73,6 +74,9 @@ def main() -> None:
         if share is not None:
             print(f"\n{run} goes {share:.0%} of the way from popularity to the oracle in {first_measure}.")
         write_results(run, options, protocol, results, by_length, answers, examples)
+    for user, example in enumerate(examples[: options.show]):
+        scores = {run: answers[run].scores[user] for run in options.runs}
+        print("\n" + user_lists(example, data.catalog.titles, scores))
 
 
 def fill_from_runs(options: EvaluationOptions, configs: dict[str, dict]) -> None:
@@ -80,7 +84,7 @@ def fill_from_runs(options: EvaluationOptions, configs: dict[str, dict]) -> None
 
     configs: the config of each run in `options.runs`. Errors: DataError where two runs differ in one of these and it is
     not given, or in a setting of their prompts; where an option contradicts their protocol; where --candidates all
-    meets a task or prompts that it cannot rank.
+    meets a task or prompts that it cannot rank; where --show has no candidates to show.
     """
     first = options.runs[0]
     for name in PROMPT_SETTINGS:
@@ -98,6 +102,10 @@ def fill_from_runs(options: EvaluationOptions, configs: dict[str, dict]) -> None
         raise DataError(f"--candidates all: the prompts of {first} list the candidates, and cannot list all items")
     if options.negatives == "listed" and (options.candidates == "all" or options.task != "next"):
         raise DataError("--negatives listed: draws some candidates for the next item (--candidates N, --task next)")
+    if options.show and options.task != "next":
+        raise DataError(f"--show: is for the task next; the task is {options.task}")
+    if options.show and (options.candidates == "all" or "full" not in options.modality):
+        raise DataError("--show: shows the scores of listed candidates (--candidates N) in the modality full")
 
 
 def check_alike(name: str, configs: dict[str, dict], task: str | None, remedy: str) -> None:

@@ -13,8 +13,11 @@ import pytest
 import torch
 import yaml
 
+import evaluate
+from hanorec.data.interactions import read_sequences
 from hanorec.data.toy import World, make_toy
 from hanorec.errors import exit_on_user_error
+from hanorec.evaluation.ranking import answer_with_model
 from hanorec.models.backbone import load_backbone
 from hanorec.models.packing import Prompt
 from hanorec.training.loop import MicroBatch
@@ -238,6 +241,26 @@ def test_every_users_place_is_written_and_gives_the_measures(script, runs):
     assert len(each["users"]) == len(set(each["users"])) == len(each["history"]) == 12
     assert np.mean(np.array(each["ahead"][name]) == 0) == pytest.approx(result["measures"][name]["HR@1"][0])
     assert each["tied"]["random"] == [7] * 12 and each["ahead"]["random"] == [0] * 12
+
+
+def test_the_lists_of_users_are_shown_without_scoring_them_again(script, data, runs, monkeypatch):
+    calls = []
+    monkeypatch.setattr(evaluate, "answer_with_model", lambda *a, **k: calls.append(a) or answer_with_model(*a, **k))
+    options = ("evaluate", "--runs", runs / "sft", runs / "hanorec", "--candidates", 8, "--users", 12, "--show", 2)
+    status, out, errors = script(*options)
+    assert status == 0 and len(calls) == 2, errors
+    result = json.loads((runs / "sft" / "evaluation-test-next.json").read_text())["per_user"]
+    blocks = out.split("\nuser ")[1:]
+    assert [block.splitlines()[0] for block in blocks] == result["users"][:2]
+    rows = {row.user: row.items for row in read_sequences(data.folder / "test.tsv", data.catalog)}
+    for user, block in enumerate(blocks):
+        place = result["ahead"][str(runs / "sft")][user] + 1
+        assert re.search(rf"truth +place {place} of 8 +place \d of 8$", block, re.MULTILINE)
+        *_, last, target = [data.catalog.titles[item] for item in rows[result["users"][user]]]
+        assert re.search(rf"{last}\n +then  \* {target}\n", block)
+    for wrong in (("--task", "yesno"), ("--candidates", "all"), ("--modality", "blank")):
+        status, out, errors = script(*options, *wrong)
+        assert status == 2 and errors.startswith("error: --show: ") and errors.count("\n") == 1 and not out, errors
 
 
 def test_candidates_can_be_those_that_a_dataset_lists(script, runs):

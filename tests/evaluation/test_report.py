@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from hanorec.evaluation.report import by_length_table, markdown, results_table, share_of_possible
+from hanorec.data.examples import Example
+from hanorec.evaluation.report import by_length_table, markdown, results_table, share_of_possible, user_lists
 
 
 def results(popularity: float, oracle: float, model: float) -> dict:
@@ -46,4 +48,22 @@ def test_the_table_by_length_counts_its_examples():
         "| ---- | ------------: | ------------: |",
         "| a    |         0.125 |         0.250 |",
         "| b    |         0.500 |         0.500 |",
+    ]
+
+
+def test_a_users_lists_stand_side_by_side_and_the_truth_is_marked():
+    titles = ["Alien", "Brazil", "映画", "D" * 50, "Eraserhead", "Fargo", "Gandhi"]
+    example = Example("u7", (6, 0), (4,), (1, 2, 3, 4, 5), ())
+    scores = {"runs/sft": np.array([-1.0, -5, -2, -3, -4]), "runs/dpo": np.array([-1.0, -2, -2, -2, -9])}
+    assert user_lists(example, titles, scores, top=3).splitlines() == [
+        "user u7",
+        "   chose    Gandhi",
+        "            Alien",
+        "    then  * Eraserhead",
+        "",
+        "            runs/sft                                runs/dpo",
+        "       1    Brazil                                  Brazil",
+        f"       2    {'D' * 35}…    映画",
+        f"       3  * Eraserhead                              {'D' * 35}…",
+        "   truth    place 3 of 5                            place 2–4 of 5",
     ]

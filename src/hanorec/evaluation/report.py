@@ -1,12 +1,20 @@
 """Results as text for a person.
 
 In flow measures by method; out flow Markdown tables, and how far a method has come from popularity to what is possible.
+Or a user and the scores of the candidates; then the lists of candidates flow out, side by side.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
+from hanorec.data.examples import Example
+from hanorec.evaluation.metrics import positions
+
+WIDEST_TITLE = 36  # columns of a terminal
 Measures = Mapping[str, tuple[float, float, float]]  # value and its 95 % interval
 
 
@@ -63,3 +71,44 @@ def by_length_table(
     methods = list(by_length[lengths[0]])
     rows = [[method, *(f"{by_length[length][method][measure]:.3f}" for length in lengths)] for method in methods]
     return markdown(header, rows)
+
+
+def user_lists(example: Example, titles: Sequence[str], scores: Mapping[str, np.ndarray], top: int = 5) -> str:
+    """A user's history, and each run's best candidates side by side, as aligned plain text; * marks the true next item.
+
+    titles: of every item. scores: {run: [C]}, one for each of the example's candidates. Ties stand in the order of the
+    candidates, and the place of the truth among them is given as a range.
+    """
+    (target,) = example.targets
+    columns = []
+    for run, values in scores.items():
+        order = np.argsort(-values, kind="stable")[:top]
+        items = [example.candidates[place] for place in order]
+        ((ahead,), (tied,)) = positions(values[None], [example.candidates.index(target)])
+        place = f"{ahead + 1}" + (f"–{ahead + tied + 1}" if tied else "")
+        named = [("* " if item == target else "  ") + _cut(titles[item]) for item in items]
+        columns.append([f"  {run}", *named, f"  place {place} of {len(values)}"])
+    labels = ["", *(str(place + 1) for place in range(len(columns[0]) - 2)), "truth"]
+    lines = [f"user {example.user}"]
+    for item in example.history:
+        lines.append(f"{'' if len(lines) > 1 else 'chose':>8}    {titles[item]}")
+    lines += [f"{'then':>8}  * {titles[target]}", ""]
+    widths = [max(map(_width, column)) for column in columns]
+    for label, *cells in zip(labels, *columns):
+        padded = (cell + " " * (width - _width(cell)) for cell, width in zip(cells, widths))
+        lines.append(f"{label:>8}  {'  '.join(padded)}".rstrip())
+    return "\n".join(lines)
+
+
+def _width(text: str) -> int:
+    """Columns that a text takes in a terminal, where East Asian letters are two wide and combining ones stand above."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in text)
+
+
+def _cut(title: str) -> str:
+    """A title that takes at most WIDEST_TITLE columns."""
+    if _width(title) <= WIDEST_TITLE:
+        return title
+    while _width(title) >= WIDEST_TITLE:
+        title = title[:-1]
+    return title + "…"

@@ -302,6 +302,9 @@ class EvaluatedOptions:
         "dataset, history and seed",
         metavar="NAME",
     )
+    show: int = option(
+        0, "print history and best candidates of so many users, for each run (task next, modality full)", least=0
+    )
 
 
 @dataclass
