@@ -33,7 +33,7 @@ from hanorec.models.prompts import Prompts
 from hanorec.training.options import STANDARD, EvaluationOptions, apply_protocol, cache_folder, example_options, parse
 from hanorec.training.runs import load_run, read_config
 
-# With data, task and history: what a model reads.
+# With data, task and history: what a model reads. Views of an item may differ, they are there to be compared.
 PROMPT_SETTINGS = ("protocol", "list_candidates", "image_pixels", "image_views")
 
 
@@ -44,6 +44,7 @@ def main() -> None:
     fill_from_runs(options, configs)
     protocol = configs[options.runs[0]]["protocol"]
     data = open_dataset(options.data)
+    descriptions = {run: data.descriptions(configs[run]["item_view"]) for run in options.runs}
     full_catalog = FullCatalog(data.warm) if options.candidates == "all" else None
     drawn = example_options(options) | {"candidates": 2 if full_catalog else int(options.candidates)}
     if options.negatives == "listed":
@@ -58,7 +59,7 @@ def main() -> None:
         given = dict(names=baselines, drawn=drawn, cache=cache_folder(options))
         answers = baseline_answers(data, examples, options.task, full_catalog, protocol, **given)
     for run in options.runs:
-        answers |= model_answers(run, data, examples, options, full_catalog)
+        answers |= model_answers(run, data, examples, options, full_catalog, descriptions[run])
     if not distributed.is_main_process():
         return
     results = {method: measures(options.task, each, examples, protocol) for method, each in answers.items()}
@@ -128,9 +129,17 @@ def check_alike(name: str, configs: dict[str, dict], task: str | None, remedy: s
 
 
 def model_answers(
-    run: str, data: Dataset, examples: list[Example], options: EvaluationOptions, full_catalog: FullCatalog | None
+    run: str,
+    data: Dataset,
+    examples: list[Example],
+    options: EvaluationOptions,
+    full_catalog: FullCatalog | None,
+    descriptions: tuple[str, ...],
 ) -> dict[str, Answers]:
-    """A run's answers, once for each modality, by the name of their row in the table."""
+    """A run's answers, once for each modality, by the name of their row in the table.
+
+    descriptions: of every item, empty where the run's view of an item shows none.
+    """
     backbone, config = load_run(run)
     cache, pixels = cache_folder(options), config["image_pixels"]
     images = CatalogImages(backbone, data.catalog.images, frozen=True, cache=cache, pixels=pixels)
@@ -145,6 +154,8 @@ def model_answers(
             options.task,
             list_candidates=config["list_candidates"],
             protocol=config["protocol"],
+            item_view=config["item_view"],
+            descriptions=descriptions,
             mask_titles=mask_titles,
         )
         name = run if modality == "full" else f"{run}, {modality}"

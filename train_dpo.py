@@ -60,6 +60,7 @@ def main() -> None:
     reference, sft_config = load_sft(options.sft, dtype=options.dtype)  # π_ref, frozen
     fill_defaults(options, sft_config)
     data, cache = open_dataset(options.data), cache_folder(options)
+    descriptions = data.descriptions(options.item_view)
     images = CatalogImages(reference, data.catalog.images, frozen=True, cache=cache, pixels=options.image_pixels)
     prompts = Prompts(
         reference,
@@ -68,6 +69,8 @@ def main() -> None:
         options.task,
         list_candidates=options.list_candidates,
         protocol=options.protocol,
+        item_view=options.item_view,
+        descriptions=descriptions,
     )
 
     # The pairs, their hardness λ and log π_ref of their responses: computed once a run.

@@ -43,6 +43,7 @@ def main() -> None:
     check_output(options)
     seed_everything(options.seed)
     data = open_dataset(options.data)
+    descriptions = data.descriptions(options.item_view)
     policy = load_start(
         options.backbone, dtype=options.dtype, views=options.image_views, remote_code=options.remote_code
     )
@@ -67,6 +68,8 @@ def main() -> None:
         options.task,
         list_candidates=options.list_candidates,
         protocol=options.protocol,
+        item_view=options.item_view,
+        descriptions=descriptions,
     )
     rows = groups(examples, nested=windows == "nested")  # what one prompt x asks for: a title, or each one of a row
     x = [prompts.nested(row, name_history=options.name_history) for row in rows]

@@ -263,6 +263,34 @@ def test_the_lists_of_users_are_shown_without_scoring_them_again(script, data, r
         assert status == 2 and errors.startswith("error: --show: ") and errors.count("\n") == 1 and not out, errors
 
 
+def test_a_run_keeps_the_view_of_an_item(script, toy_folder, runs, tmp_path):
+    """DPO and the evaluation show items as the SFT run did; a run that is older than the option shows images."""
+    folder = shutil.copytree(toy_folder, tmp_path / "toy")
+    status, _, errors = sft(script, folder, tmp_path, "words", "--item-view", "description")
+    assert status == 2 and "descriptions.csv: no such file" in errors and "data/describe_items.py" in errors
+    assert not (tmp_path / "words").exists()
+    (folder / "descriptions.csv").write_text("0,of waves\n1,of dots\n")
+    assert sft(script, folder, tmp_path, "words", "--item-view", "description")[0] == 0
+    status, _, errors = dpo(script, tmp_path, "words-hanorec", sft="words")
+    assert status == 0, errors
+    assert json.loads((tmp_path / "words-hanorec" / "config.json").read_text())["item_view"] == "description"
+    shutil.copytree(runs / "sft", tmp_path / "seen")
+    config = json.loads((tmp_path / "seen" / "config.json").read_text())
+    assert config.pop("item_view") == "image"
+    (tmp_path / "seen" / "config.json").write_text(json.dumps(config))
+    assert load_run(tmp_path / "seen")[1]["item_view"] == "image"
+
+    names = [str(tmp_path / name) for name in ("words", "words-hanorec", "seen")]
+    options = ("evaluate", "--runs", *names, "--data", folder, "--candidates", 8, "--users", 12)
+    status, out, errors = script(*options, "--modality", "full", "blank")
+    assert status == 0, errors
+    rows = dict(re.findall(r"^\| (\S+(?:, blank)?) +\| (.+)$", out, re.MULTILINE))
+    assert all(rows[name] == rows[f"{name}, blank"] for name in names[:2])  # who shows no image loses nothing with it
+    (folder / "descriptions.csv").unlink()
+    status, out, errors = script(*options)
+    assert status == 2 and "descriptions.csv: no such file" in errors
+
+
 def test_candidates_can_be_those_that_a_dataset_lists(script, runs):
     """The small world lists 95 far and 5 near items for each: to popularity and chance these are as good as others."""
     options = ("evaluate", "--runs", runs / "sft", "--negatives", "listed", "--users", 12)

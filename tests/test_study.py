@@ -28,7 +28,7 @@ from study_table import tables
 
 OPTIONS = {"train_sft.py": SFTOptions, "train_dpo.py": DPOOptions, "evaluate.py": EvaluationOptions}
 INHERITED = dict(data=None, task="next", history=5, candidates=20, list_candidates=False, image_pixels=1,
-                 image_views="one", remote_code=False, protocol="standard")  # fmt: skip
+                 image_views="one", remote_code=False, protocol="standard", item_view="image")  # fmt: skip
 
 
 class InProcess(Scripts):

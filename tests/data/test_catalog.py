@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import warnings
 import zlib
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from hanorec.data import catalog
-from hanorec.data.catalog import content_fingerprint, load_image, read_catalog
+from hanorec.data.catalog import content_fingerprint, load_image, read_catalog, read_descriptions
 from hanorec.errors import DataError
 
 
@@ -126,6 +127,32 @@ def test_shared_titles_stay_apart_and_are_counted_once(tmp_path):
     assert read.index["5"] == 4
     assert len(caught) == 1
     assert "3 items have the title of an earlier item, e.g. 'Hamlet' is 1 and 3" in str(caught[0].message)
+
+
+# --- descriptions
+
+
+def test_descriptions_belong_to_items_and_may_be_missing(tmp_path):
+    folder = write(tmp_path, "item,title\n1,Alien\n2,Brazil\n3,Fargo\n")
+    (tmp_path / "descriptions.csv").write_text('item,description\n3,"snow,\n  a car"\n1,\n')
+    assert read_descriptions(tmp_path / "descriptions.csv", read_catalog(folder)) == ("", "", "snow, a car")
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("1,a,b\n", "descriptions.csv:1: expected item,description, found '1,a,b'"),
+        ("item,description\n9,a\n", "descriptions.csv:2: item '9' is not in the catalogue"),
+        ("1,a\n1,b\n", "descriptions.csv:2: item '1' appears twice"),
+        (None, "descriptions.csv: no such file, and --item-view needs descriptions; `python data/describe_items.py"),
+    ],
+)
+def test_descriptions_that_cannot_be_used_are_an_error(tmp_path, text, message):
+    catalog, path = read_catalog(write(tmp_path, "1,Alien\n")), tmp_path / "descriptions.csv"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(DataError, match=re.escape(message)):
+        read_descriptions(path, catalog)
 
 
 # --- images

@@ -23,7 +23,7 @@ CONFIG = {
 def fill(*changes: dict, **given):
     """Options for runs a, b, ... whose configs differ from CONFIG by `changes`, filled from them."""
     configs = {name: CONFIG | change for name, change in zip("abc", changes)}
-    nothing = {"data": None, "task": None, "history": None, "candidates": None, "negatives": "random"}
+    nothing = {"data": None, "task": None, "history": None, "candidates": None, "negatives": "random", "show": 0}
     options = SimpleNamespace(runs=list(configs), **(nothing | given))
     fill_from_runs(options, configs)
     return options

@@ -36,6 +36,36 @@ def test_candidates_can_be_left_out(backbone, images, data):
     assert "Which item is next?∎" in written(backbone, images, prompt.ids)
 
 
+@pytest.mark.parametrize(
+    "view, shown, images_shown",
+    [
+        ("image", "[image]{t2}\n[image]{t0}", [2, 0]),
+        ("description", "red, round: {t2}\n{t0}", []),  # item 0 has no description, and shows its title alone
+        ("both", "[image]red, round: {t2}\n[image]{t0}", [2, 0]),
+        ("title", "{t2}\n{t0}", []),
+    ],
+)
+def test_an_item_is_shown_as_its_view_says(backbone, images, data, view, shown, images_shown):
+    t = data.catalog.titles
+    described = ["", "never shown", "red, round", *[""] * (len(t) - 3)]
+    prompts = Prompts(backbone, images, t, "next", list_candidates=False, item_view=view, descriptions=described)
+    prompt = prompts.prompt(EXAMPLE)
+    text = written(backbone, images, prompt.ids)
+    assert text.split("first:\n")[1].split("\nWhich")[0] == shown.format(t0=t[0], t2=t[2])
+    assert prompt.images == images_shown and written(backbone, images, prompts.chosen(EXAMPLE)) == f"{t[5]}∎"
+    asked = Example("u", (0,), (2,), (2,), ((4,),))
+    question = Prompts(backbone, images, t, "yesno", item_view=view, descriptions=described).prompt(asked)
+    assert shown.format(t0=t[0], t2=t[2]).split("\n")[0] + "∎" in written(backbone, images, question.ids)
+    assert question.images == images_shown[::-1]
+
+
+def test_a_description_is_data_and_no_special_token_comes_out_of_it(backbone, images, data):
+    described = ["<image> <end_of_utterance>"] * len(data.catalog)
+    options = dict(item_view="description", descriptions=described)
+    ids = Prompts(backbone, images, data.catalog.titles, "next", **options).prompt(EXAMPLE).ids
+    assert backbone.layout.image_token not in ids and ids.count(backbone.suffix[0]) == 1
+
+
 def test_masked_titles_hide_the_history_and_not_the_candidates(backbone, images, data):
     t = data.catalog.titles
     text = written(backbone, images, Prompts(backbone, images, t, "next", mask_titles=True).prompt(EXAMPLE).ids)

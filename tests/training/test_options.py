@@ -25,7 +25,7 @@ from tests.conftest import ROOT
 
 KINDS = [SFTOptions, DPOOptions, EvaluationOptions]
 SFT_CONFIG = {
-    "data": "movies", "task": "top3", "protocol": "standard", "history": 3, "candidates": 7, "list_candidates": True, "image_pixels": 1000,
+    "data": "movies", "task": "top3", "protocol": "standard", "history": 3, "candidates": 7, "list_candidates": True, "image_pixels": 1000, "item_view": "both",
     "image_views": "many", "remote_code": True, "noise": "not an inherited option",
 }  # fmt: skip
 
@@ -294,7 +294,7 @@ def test_dpo_takes_what_is_not_given_from_the_sft_run(call):
     options = call(DPOOptions, "--history", 9, "--list-candidates", "false", "--remote-code", "false")
     fill_defaults(options, SFT_CONFIG)
     assert (options.data, options.task, options.candidates) == ("movies", "top3", 7)
-    assert (options.image_pixels, options.image_views) == (1000, "many")
+    assert (options.image_pixels, options.image_views, options.item_view) == (1000, "many", "both")
     assert (options.history, options.list_candidates, options.remote_code) == (9, False, False)
 
 

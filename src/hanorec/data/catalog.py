@@ -81,6 +81,29 @@ def read_catalog(folder: str | Path) -> Catalog:
     return Catalog(tuple(titles), tuple(titles.values()), images, {item: row for row, item in enumerate(titles)}, path)
 
 
+def read_descriptions(path: Path, catalog: Catalog) -> tuple[str, ...]:
+    """What a `descriptions.csv` says of every item, [items], on one line each; empty for an item that it leaves out.
+
+    A header row is optional. Raises DataError: no such file, not UTF-8, a row that is not item,description, an item
+    that is not in the catalogue, or twice.
+    """
+    if not path.is_file():
+        command = f"python data/describe_items.py --data {path.parent} --backbone NAME"
+        raise DataError(f"{path}: no such file, and --item-view needs descriptions; `{command}` writes them")
+    texts: dict[str, str] = {}
+    for line, cells in _csv_rows(path):
+        if not texts and cells[0].strip().lower() in HEADER_CELLS:
+            continue
+        if len(cells) != 2:
+            raise DataError(f"{path}:{line}: expected item,description, found {','.join(cells)!r}")
+        item = cells[0].strip()
+        if item not in catalog.index or item in texts:
+            reason = "appears twice" if item in texts else "is not in the catalogue"
+            raise DataError(f"{path}:{line}: item {item!r} {reason}")
+        texts[item] = " ".join(cells[1].split())
+    return tuple(texts.get(item, "") for item in catalog.items)
+
+
 def load_image(path: str | Path) -> Image.Image | None:
     """Decode an image file to RGB, upright; None, and a warning that names file and reason, if that fails."""
     try:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from hanorec import distributed
-from hanorec.data.catalog import Catalog, read_catalog
+from hanorec.data.catalog import Catalog, read_catalog, read_descriptions
 from hanorec.data.examples import HISTORY, TARGETS, Example, Negatives, groups, make_examples
 from hanorec.data.interactions import Sequence, popularity, read_sequences
 from hanorec.data.interactions import windows as cut_windows
@@ -38,6 +38,15 @@ class Dataset:
     def warm(self) -> np.ndarray:
         """Indices of the warm items, those that occur in the training rows, in ascending order. The others are cold."""
         return np.flatnonzero(self.counts)
+
+    def descriptions(self, item_view: str) -> tuple[str, ...]:
+        """What stands for each item in words, [items]: nothing where the view of an item shows no descriptions.
+
+        Errors: DataError as `read_descriptions` raises it.
+        """
+        if item_view in ("description", "both"):
+            return read_descriptions(self.folder / "descriptions.csv", self.catalog)
+        return ("",) * len(self.catalog)
 
 
 def open_dataset(folder: str | Path | None) -> Dataset:

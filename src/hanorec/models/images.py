@@ -192,10 +192,7 @@ class CatalogImages:
         """The image itself, of at most `pixels` pixels."""
         bar.update()
         image = load_image(image) if isinstance(image, Path) else image
-        if image is not None and self.pixels and image.width * image.height > self.pixels:
-            factor = math.sqrt(self.pixels / (image.width * image.height))
-            image = image.resize((max(1, int(image.width * factor)), max(1, int(image.height * factor))))
-        return image
+        return scaled_down(image, self.pixels) if image is not None and self.pixels else image
 
     def _process(self, backbone: Backbone, image: Image.Image | None) -> Processed:
         """Placeholder ids, pixels and grid of an image, as the processor makes them."""
@@ -232,6 +229,14 @@ class CatalogImages:
             features = torch.cat([_rows(level) for level in levels], dim=1)
             encoded.update(zip(group, features.split([blocks[n].count(backbone.layout.image_token) for n in group])))
         return [encoded[number] for number in range(len(pixels))]
+
+
+def scaled_down(image: Image.Image, pixels: int) -> Image.Image:
+    """The image with at most so many pixels."""
+    if image.width * image.height <= pixels:
+        return image
+    factor = math.sqrt(pixels / (image.width * image.height))
+    return image.resize((max(1, int(image.width * factor)), max(1, int(image.height * factor))))
 
 
 def call_processor(backbone: Backbone, *images: Image.Image) -> dict[str, Tensor]:

@@ -40,8 +40,10 @@ class Prompts:
     """Writes the prompts and responses of one task.
 
     list_candidates: whether a prompt lists the candidates' titles, as the paper's do. protocol: "standard", or
-    "release" for prompts that are built as those of the authors' release (`data/release.py`). mask_titles: hide the
-    titles of the history, so that only its images tell what the items are.
+    "release" for prompts that are built as those of the authors' release (`data/release.py`). item_view: what stands
+    before an item's title, its "image", its "description", "both" or nothing ("title"); an item without one of them
+    shows what it has. descriptions: of every item, empty for none; needed where they are shown. mask_titles: hide the
+    titles of the history, so that only what stands before them tells what the items are.
     """
 
     def __init__(
@@ -53,6 +55,8 @@ class Prompts:
         *,
         list_candidates: bool = True,
         protocol: str = "standard",
+        item_view: str = "image",
+        descriptions: Sequence[str] = (),
         mask_titles: bool = False,
     ):
         self.images, self.task, self.list_candidates, self.protocol = images, task, list_candidates, protocol
@@ -61,6 +65,9 @@ class Prompts:
         opening, question = RELEASE[task] if release else (HISTORY, QUESTIONS[task, list_candidates])
         quote = '"' if release else ""
         self.titles = [backbone.title_tokens(f"{quote}{title}{quote}") for title in titles]
+        self.shows_images = item_view in ("image", "both")
+        described = descriptions if item_view in ("description", "both") else ("",) * len(titles)
+        self.descriptions = [backbone.title_tokens(f"{text}: ") if text else [] for text in described]
         masked = backbone.tokens(f"{quote}{MASKED_TITLE}{quote}")
         self.history_titles = [masked] * len(titles) if mask_titles else self.titles
         self.newline = backbone.tokens("\n")
@@ -108,7 +115,7 @@ class Prompts:
         """The first part of a prompt with none of the history's items, with the first, with the first two, …"""
         parts = [self.opening]
         for item, image in zip(example.history, example.shown or example.history):
-            parts.append(parts[-1] + self.newline + self.images.placeholders(image) + self.history_titles[item])
+            parts.append(parts[-1] + self.newline + self._look(item, image) + self.history_titles[item])
         return parts
 
     def _question(self, example: Example) -> Prompt:
@@ -121,15 +128,20 @@ class Prompts:
         elif self.task == "yesno":
             (candidate,) = example.candidates
             shown = self._shown([candidate])
-            ids += self.newline + self.images.placeholders(candidate) + self.titles[candidate]
+            ids += self.newline + self._look(candidate, candidate) + self.titles[candidate]
         elif self.list_candidates:
             for item in example.candidates:
                 ids += self.newline + self.titles[item]
         return Prompt(ids + self.separator, shown)
 
     def _shown(self, items: Sequence[int]) -> list[int]:
-        """Those of the items that have an image."""
-        return [item for item in items if self.images.placeholders(item)]
+        """Those of the items whose image a prompt shows."""
+        return [item for item in items if self.shows_images and self.images.placeholders(item)]
+
+    def _look(self, item: int, image: int) -> list[int]:
+        """What stands before an item's title: the image of `image`, which is the item itself or stands for it, and the
+        item's description, as far as the view shows them."""
+        return (self.images.placeholders(image) if self.shows_images else []) + self.descriptions[item]
 
     def name(self, items: Sequence[int], *, first: bool = True, last: bool = True) -> list[int]:
         """The response that names `items`, one a line, or a part of it: `first` opens it, `last` closes it."""

@@ -19,6 +19,7 @@ from hanorec.training.objective import default_beta, takes
 
 Task = Literal["next", "top3", "yesno"]
 Protocol = Literal["standard", "release"]
+ItemView = Literal["image", "description", "both", "title"]
 MODALITIES = ("full", "blank", "shuffled", "no-titles")
 STANDARD = {"candidates": 20, "list_candidates": False, "windows": "every"}  # where no protocol fixes another value
 
@@ -46,6 +47,11 @@ class DataOptions:
         None,
         "list the candidates' titles in the prompt, as the paper does; the tiny backbone learns faster without "
         "(default: false; protocol release: true)",
+    )
+    item_view: ItemView = option(
+        "image",
+        "how an item is shown before its title: as its image, as its description in words (descriptions.csv, which "
+        "data/describe_items.py writes), as both, or not at all (title)",
     )
     windows: Optional[Literal["nested", "every", "last"]] = option(
         None,
@@ -183,6 +189,7 @@ class InheritedOptions:
     history: Optional[int] = option(None, "most history items in a prompt (default: as in the SFT run)", least=1)
     candidates: Optional[int] = option(None, "items the target is ranked among (default: as in the SFT run)", least=2)
     list_candidates: Optional[bool] = switch(None, "list candidates in the prompt (default: as in the SFT run)")
+    item_view: Optional[ItemView] = option(None, "how an item is shown (default: as in the SFT run)")
     image_pixels: Optional[int] = option(None, "most pixels of an image (default: as in the SFT run)", least=1)
     image_views: Optional[Literal["one", "many"]] = option(
         None, "images whole, or also in tiles (default: as in the SFT run)"

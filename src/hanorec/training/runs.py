@@ -24,6 +24,7 @@ from hanorec.training.model_card import write_model_card
 
 MODEL = "model"  # the folder of a run that holds the model or adapter
 MERGED = "merged"  # and, if asked for, that of the model with its adapter merged
+BEFORE = {"protocol": "standard", "item_view": "image"}  # what older runs do not say in their config.json
 NOT_SETTINGS = ("resume", "overwrite", "cache")  # options that change nothing about what a run computes
 
 
@@ -61,7 +62,7 @@ def open_run(options, kind: str) -> None:
     if is_run(start):
         config["reference"] = model_fingerprint(start)
     if options.resume:
-        before = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        before = BEFORE | json.loads((folder / "config.json").read_text(encoding="utf-8"))
         changed = [f"{k}: {before.get(k)!r} then, {v!r} now" for k, v in config.items() if before.get(k) != v]
         if changed:
             raise DataError(f"{folder}: was started with other settings ({'; '.join(changed)})")
@@ -88,7 +89,7 @@ def read_config(folder: str | Path, kind: str | None = None) -> dict:
     """The config.json of a finished run, of a kind ("sft" or "dpo") if given. Errors: DataError where it is not one."""
     path = Path(folder) / "config.json"
     try:
-        config = {"protocol": "standard"} | json.loads(path.read_text(encoding="utf-8"))  # older runs do not say it
+        config = BEFORE | json.loads(path.read_text(encoding="utf-8"))
         actual = config["kind"]
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{folder}: not a run's folder ({path.name}: {error})") from error
