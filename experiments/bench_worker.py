@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -237,7 +238,8 @@ def flops(model: torch.nn.Module, packed: Packed) -> float:
     the input's gradient; 2 + 2 + 2 for one that trains; attention over visible keys alone; the head where a token
     is predicted. Padding does not count, nor does what is computed twice or in vain."""
     text = model.config.get_text_config()
-    inner = [(n, p) for n, p in model.named_parameters() if "text_model" in n and "embed" not in n and p.ndim == 2]
+    language = re.compile(r"(text_model|language_model)\.(?!embed).")
+    inner = [(n, p) for n, p in model.named_parameters() if language.search(n) and p.ndim == 2]
     a_token = sum((6 if p.requires_grad else 4) * p.numel() for _, p in inner)
     tokens = int((packed.attention_mask[:, 0].sum(-1) > 1).sum()) + len(packed.attention_mask)
     attention = 12 * text.hidden_size * text.num_hidden_layers * int(packed.attention_mask.sum())

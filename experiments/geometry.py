@@ -38,7 +38,10 @@ CHATML = (
 
 
 def main() -> None:
-    rows = [smolvlm_256m(), qwen2_5_vl_3b()]
+    rows = [
+        row("SmolVLM-256M", 256_484_928, smolvlm_256m()),
+        row("Qwen2.5-VL-3B (meta)", 3_754_622_976, qwen2_5_vl_3b("meta")),
+    ]
     header = [
         "backbone", "parameters", "published", "placeholders of a 512 × 512 image", "LoRA parameters, rank 8",
         "tokens of a packed pair", "a HaNoRec step",
@@ -48,7 +51,8 @@ def main() -> None:
     print(text)
 
 
-def smolvlm_256m() -> list[str]:
+def smolvlm_256m(device: str = "cpu", dtype: torch.dtype = torch.float32) -> Backbone:
+    """SmolVLM-256M with random weights."""
     tokenizer = tiny.build_tokenizer(["a b"], 400)
     image = {"longest_edge": 512}
     processor = hf.SmolVLMProcessor(
@@ -68,11 +72,13 @@ def smolvlm_256m() -> list[str]:
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
     )  # fmt: skip
     torch.manual_seed(0)
-    model = hf.SmolVLMForConditionalGeneration(config)
-    return row("SmolVLM-256M", 256_484_928, describe(model.eval(), processor))
+    backbone = describe(made(hf.SmolVLMForConditionalGeneration, config, device, dtype), processor)
+    backbone.compute = dtype
+    return backbone
 
 
-def qwen2_5_vl_3b() -> list[str]:
+def qwen2_5_vl_3b(device: str, dtype: torch.dtype = torch.float32) -> Backbone:
+    """Qwen2.5-VL-3B with random weights, or on the meta device with none."""
     tokenizer = tiny.build_tokenizer(["a b"], 400)
     special = ["<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     tokenizer.add_special_tokens({"extra_special_tokens": special})
@@ -101,10 +107,15 @@ def qwen2_5_vl_3b() -> list[str]:
     )
     processor = hf.Qwen2_5_VLProcessor(images, tokenizer, Qwen2VLVideoProcessor(), chat_template=CHATML)
     layout = describe(hf.Qwen2_5_VLForConditionalGeneration(small).eval(), processor).layout
-    with torch.device("meta"):
-        model = hf.Qwen2_5_VLForConditionalGeneration(config)
-    backbone = Backbone(model.eval(), processor, [], [], [], "<|vision_start|><|image_pad|><|vision_end|>", layout)
-    return row("Qwen2.5-VL-3B (meta)", 3_754_622_976, backbone)
+    model = made(hf.Qwen2_5_VLForConditionalGeneration, config, device, dtype)
+    shown = "<|vision_start|><|image_pad|><|vision_end|>"
+    return Backbone(model, processor, [], [], [], shown, layout, compute=dtype)
+
+
+def made(kind: type, config: hf.PretrainedConfig, device: str, dtype: torch.dtype) -> hf.PreTrainedModel:
+    """A model of random weights, made where it is to be."""
+    with torch.device(device):
+        return kind._from_config(config, dtype=dtype).eval()
 
 
 def row(name: str, published: int, backbone: Backbone) -> list[str]:

@@ -240,6 +240,33 @@ PACKED = [
 PLAIN = [paligemma2, qwen3_5]  # these fall back: see `Layout.plain`
 
 
+def asked_plainly(backbone, pictures, text: str) -> tuple[list[int], dict]:
+    """Prompt ids and inputs as the family's processor makes them of a text in which IMAGE stands for each picture."""
+    text = text.replace("IMAGE", backbone.image_text)
+    inputs = backbone.processor(text=[text], images=[list(pictures)], add_special_tokens=False, return_tensors="pt")
+    ids = inputs.pop("input_ids")[0].tolist()
+    return ids, {k: v.to(backbone.device) for k, v in inputs.items() if k not in ("attention_mask", "labels")}
+
+
+def plain_logps(backbone, ids: list[int], inputs: dict, responses) -> torch.Tensor:
+    """log π(y|x) by the family's own forward, each response in a sequence with the prompt and its pixels, [responses]."""
+    logps, half = [], backbone.compute != torch.float32
+    for response in responses:
+        whole, types = torch.tensor([ids + response], device=backbone.device), {}
+        for name in ("token_type_ids", "mm_token_type_ids"):
+            if name in inputs:  # PaliGemma: the answer is causal, which its processor writes as type 1
+                causal = int(type(backbone.processor).__name__.startswith("PaliGemma"))
+                after = inputs[name].new_full((1, len(response)), causal)
+                types[name] = torch.cat([inputs[name], after], dim=1)
+        with torch.autocast(backbone.device.type, backbone.compute, enabled=half):
+            logits = backbone.model(
+                **(inputs | types), input_ids=whole, attention_mask=torch.ones_like(whole), use_cache=False
+            ).logits
+        of_response = logits[0].float().log_softmax(-1)[len(ids) - 1 : -1]
+        logps.append(of_response[torch.arange(len(response)), response].sum())
+    return torch.stack(logps)
+
+
 def save(build, folder: Path) -> Path:
     torch.manual_seed(0)
     model, processor = build()

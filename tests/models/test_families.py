@@ -52,44 +52,22 @@ def load(folder):
         return load_backbone(str(folder), dtype="float32", device=CPU)
 
 
-def asked_plainly(backbone, items, data):
-    """Prompt ids and inputs as the family's processor makes them of a text with two images."""
-    images = [[Image.open(data.catalog.images[item]).convert("RGB") for item in items]]
-    text = f"Comet {backbone.image_text} then {backbone.image_text} which?"
-    inputs = dict(backbone.processor(text=[text], images=images, add_special_tokens=False, return_tensors="pt"))
-    return inputs.pop("input_ids")[0].tolist(), {
-        k: v for k, v in inputs.items() if k not in ("attention_mask", "labels")
-    }
-
-
 @pytest.mark.parametrize("build", EVERY, ids=lambda build: build.__name__)
 def test_packed_and_ready_features_equal_the_family_used_plainly(build, folders, data):
     """The reference here is the family's own forward over pixels, prompt + response in a sequence, nothing of ours."""
     backbone = load(folders(build))
     assert bool(backbone.layout.plain) == (build in families.PLAIN)
-    ids, inputs = asked_plainly(backbone, (0, 5), data)
+    pictures = [Image.open(data.catalog.images[item]).convert("RGB") for item in (0, 5)]
+    ids, inputs = families.asked_plainly(backbone, pictures, "Comet IMAGE then IMAGE which?")
     responses = [backbone.tokens(text) for text in ("Tide of", "Tide of the", "the other one")]
     prompt = Prompt(ids, [0, 5])
 
-    plain = []
-    for response in responses:
-        whole, types = torch.tensor([ids + response]), {}
-        for name in ("token_type_ids", "mm_token_type_ids"):
-            if name in inputs:  # PaliGemma: the answer is causal, which its processor writes as type 1
-                after = torch.full((1, len(response)), int(build.__name__.startswith("paligemma")))
-                types[name] = torch.cat([inputs[name], after], dim=1)
-        with torch.no_grad():
-            logits = backbone.model(
-                **(inputs | types), input_ids=whole, attention_mask=torch.ones_like(whole), use_cache=False
-            )
-        logps = logits.logits[0].log_softmax(-1)[len(ids) - 1 : -1]
-        plain.append(logps[torch.arange(len(response)), response].sum())
-
     with torch.no_grad():
+        plain = families.plain_logps(backbone, ids, inputs, responses)
         live = score(backbone, CatalogImages(backbone, data.catalog.images), [prompt], [responses])
         images = CatalogImages(backbone, data.catalog.images, frozen=True)
         once = score(backbone, images, [prompt], [responses])
-    torch.testing.assert_close(live, torch.stack(plain), atol=1e-4, rtol=0)
+    torch.testing.assert_close(live, plain, atol=1e-4, rtol=0)
     torch.testing.assert_close(once, live, atol=1e-5, rtol=0)
     if build not in families.PLAIN:  # images are seen at all: with others' features the result is another
         images.contents[0], images.contents[5] = images.contents[5], images.contents[0]
