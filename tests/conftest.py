@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import os
 import subprocess
@@ -48,10 +49,17 @@ def backbone(random_backbone):
     return load_backbone(str(random_backbone), dtype="float32", device=torch.device("cpu"))
 
 
-@pytest.fixture
-def images(backbone, data):
-    """The toy catalogue's images as `backbone` sees them, encoded when they are asked for."""
+@pytest.fixture(scope="session")
+def opened_images(random_backbone, data) -> CatalogImages:
+    """The toy catalogue's images as the random backbone sees them, opened once."""
+    backbone = load_backbone(str(random_backbone), dtype="float32", device=torch.device("cpu"))
     return CatalogImages(backbone, data.catalog.images)
+
+
+@pytest.fixture
+def images(opened_images) -> CatalogImages:
+    """The toy catalogue's images as `backbone` sees them, encoded when they are asked for; each test may change them."""
+    return copy.deepcopy(opened_images)
 
 
 @pytest.fixture

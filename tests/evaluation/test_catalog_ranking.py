@@ -37,15 +37,15 @@ def brute_force(backbone, prompts, example, candidates) -> tuple[int, int]:
     return int((others > logps[0] + 1e-4).sum()), int(((others - logps[0]).abs() <= 1e-4).sum())
 
 
-@pytest.mark.parametrize("prefixes", [1, 256])
-def test_places_equal_those_of_scoring_every_title(backbone, prompts, data, full_catalog, monkeypatch, prefixes):
+@pytest.mark.parametrize("prefixes, users", [(1, 2), (256, 12)])
+def test_places_equal_those_of_scoring_every_title(backbone, prompts, data, full_catalog, monkeypatch, prefixes, users):
     monkeypatch.setattr(catalog_ranking, "PREFIXES_PER_FORWARD", prefixes)
     monkeypatch.setattr(catalog_ranking, "DEPTH", 10**6)  # never stop early: every place is exact
-    examples = split_examples(data, "test", "next", users=12)
+    examples = split_examples(data, "test", "next", users=users)
     answers = answer_with_model(backbone, prompts, examples, full_catalog=full_catalog, forward_tokens=700)
     expected = [brute_force(backbone, prompts, e, full_catalog.candidates(e)) for e in examples]
     assert answers.places.tolist() == [list(pair) for pair in expected]
-    assert len({ahead for ahead, _ in expected}) > 6  # the targets stand in many places
+    assert len({ahead for ahead, _ in expected}) > users / 2  # the targets stand in many places
 
 
 def test_the_search_stops_at_its_depth_and_measures_stay_exact(backbone, prompts, data, full_catalog, monkeypatch):
