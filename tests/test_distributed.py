@@ -12,6 +12,7 @@ import time
 import pytest
 import torch
 from conftest import ROOT
+from processes import free_port, run_ranks
 from safetensors.torch import load_file
 
 from hanorec import distributed
@@ -53,27 +54,33 @@ def stages(base, name, data, wanted) -> list[list[str]]:
     return [[placed(part) for part in STAGES[stage]] for stage in wanted]
 
 
+def launch(module: str, *arguments) -> subprocess.Popen:
+    """A launcher's process, in the repository's root."""
+    path = os.pathsep.join(map(str, (ROOT / "src", ROOT, ROOT / "tests")))
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *map(str, arguments)], cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory, toy_folder):
-    """Runs of one process (in folder one), of two (two), and of two with sharded weights (sharded)."""
+    """Runs of one process (in folder one), of two (two), and of two with sharded weights (sharded), which `accelerate`
+    launches."""
     base = tmp_path_factory.mktemp("processes")
     before = sys.argv
     call(stages(base, "one", toy_folder, STAGES))
     sys.argv = before
-    torchrun = ["torch.distributed.run", "--nproc-per-node", 2, "--master-port", 29517]
-    sharded = ["accelerate.commands.launch", "--config_file", ROOT / "configs" / "fsdp.yaml", "--num_processes", 2,
-               "--main_process_port", 29518]  # fmt: skip
-    for name, wanted, launcher in (("two", STAGES, torchrun), ("sharded", SHARDED, sharded)):
-        (base / f"{name}.json").write_text(json.dumps(stages(base, name, toy_folder, wanted)))
-        program = base / f"{name}.py"
-        program.write_text(
-            f"import json\nfrom tests.test_distributed import call\ncall(json.load(open({str(base / name)!r} + '.json')))\n"
-        )
-        done = subprocess.run(
-            [sys.executable, "-m", *map(str, launcher), str(program)], cwd=ROOT, capture_output=True, text=True, timeout=280,
-            env=os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-4000:]
+    run_ranks(2, call, stages(base, "two", toy_folder, STAGES))
+    (base / "sharded.json").write_text(json.dumps(stages(base, "sharded", toy_folder, SHARDED)))
+    program = base / "sharded.py"
+    program.write_text(
+        f"import json\nfrom test_distributed import call\ncall(json.load(open({str(base / 'sharded.json')!r})))\n"
+    )
+    process = launch("accelerate.commands.launch", "--config_file", ROOT / "configs" / "fsdp.yaml", "--num_processes", 2,
+                     "--main_process_port", free_port(), program)  # fmt: skip
+    _, errors = process.communicate(timeout=280)
+    assert process.returncode == 0, errors[-4000:]
     return base
 
 
@@ -107,28 +114,31 @@ def test_metrics_are_exactly_those_of_one_process(base, name):
 
 
 def test_two_processes_that_were_stopped_end_as_if_they_had_not_been(base, tmp_path):
-    """Both finish the same step, whoever hears the signal first."""
-    name, *arguments = stages(base, "two", "", ["hanorec"])[0]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29519"]
-    settings = dict(
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    """Both finish the same step, whoever hears first the signal that `torchrun` passes on."""
+    (hanorec,) = stages(base, "two", "", ["hanorec"])
 
     def command(run: str) -> list[str]:
-        more = ["--output", str(tmp_path / run), "--max-steps", "24", "--validate-every", "10"]
-        return [*launcher, f"{name}.py", *arguments, *more]  # the last of an option counts
+        return [
+            *hanorec,
+            "--output",
+            str(tmp_path / run),
+            "--max-steps",
+            "24",
+            "--validate-every",
+            "10",
+        ]  # the last counts
 
-    assert subprocess.run(command("whole"), **settings).returncode == 0
-    process = subprocess.Popen(command("stopped"), **settings)
+    run_ranks(2, call, [command("whole")])
+    script, *options = command("stopped")
+    process = launch(
+        "torch.distributed.run", "--nproc-per-node", 2, "--master-port", free_port(), f"{script}.py", *options
+    )
     log = tmp_path / "stopped" / "metrics.jsonl"
     while process.poll() is None and not (log.exists() and log.read_text()):
         time.sleep(0.01)
     process.terminate()
     assert "interrupted at step" in process.communicate()[1]
-    assert subprocess.run([*command("stopped"), "--resume"], **settings).returncode == 0
+    run_ranks(2, call, [[*command("stopped"), "--resume"]])
     for left in ("metrics.jsonl", "finished.json", "model/adapter_model.safetensors"):
         assert (tmp_path / "whole" / left).read_bytes() == (tmp_path / "stopped" / left).read_bytes(), left
 
