@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import importlib
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -80,17 +79,3 @@ def script(monkeypatch, capsys):
         return status, *capsys.readouterr()
 
     return call
-
-
-@pytest.fixture
-def run_script():
-    """Run one of the repository's scripts as a user would; returns the finished process."""
-
-    def run(script: str, *arguments, cwd: Path = ROOT, check: bool = True) -> subprocess.CompletedProcess:
-        done = subprocess.run(
-            [sys.executable, str(ROOT / script), *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=280
-        )  # fmt: skip
-        assert not check or done.returncode == 0, done.stderr[-3000:]
-        return done
-
-    return run

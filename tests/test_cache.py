@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import SERVER
 from safetensors import safe_open
 
 from hanorec.cache import cached, weights_fingerprint
@@ -183,19 +185,15 @@ def test_reference_log_probabilities_are_computed_once_until_something_changes(r
     assert reference()[1] == 9
 
 
+def made_five_times(folder: Path, value: float) -> list[list[float]]:
+    """What is found in five files of `folder`, which are made of `value` where they are not there."""
+    make = lambda: time.sleep(0.3) or {"a": torch.full((500_000,), value)}  # noqa: E731
+    return [cached(folder, f"x{turn}", "0" * 64, make)["a"].unique().tolist() for turn in range(5)]
+
+
 def test_two_processes_that_make_the_same_file_at_once_both_succeed(tmp_path):
     """Each writes a file of its own and renames it: neither sees half of the other's."""
-    program = (
-        "import sys, time, torch\nfrom pathlib import Path\nfrom hanorec.cache import cached\n"
-        "make = lambda: time.sleep(0.3) or {'a': torch.full((500_000,), float(sys.argv[2]))}\n"
-        "for turn in range(5):\n"
-        "    print(cached(Path(sys.argv[1]), f'x{turn}', '0' * 64, make)['a'].unique().tolist())\n"
-    )
-    both = [
-        subprocess.Popen([sys.executable, "-c", program, str(tmp_path), value], stdout=subprocess.PIPE, text=True)
-        for value in ("1", "2")
-    ]
-    for process in both:
-        out, _ = process.communicate(timeout=120)
-        assert process.returncode == 0 and set(out.split()) <= {"[1.0]", "[2.0]"} and len(out.split()) == 5
+    with ProcessPoolExecutor(2, SERVER) as both:
+        for found in both.map(made_five_times, (tmp_path, tmp_path), (1.0, 2.0)):
+            assert all(values in ([1.0], [2.0]) for values in found)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"x{n}-{'0' * 20}.safetensors" for n in range(5))

@@ -6,12 +6,15 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 
 import families
 import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import ROOT
 
 import evaluate
 from hanorec.data.interactions import read_sequences
@@ -583,7 +586,9 @@ def test_broken_images_are_warned_about_and_counted(script, toy_folder, tmp_path
     assert status == 0 and images[0].name in errors and "2 of" in errors and "treated as without image" in errors
 
 
-def test_a_script_run_from_the_shell_shows_no_traceback(run_script, tmp_path):
-    done = run_script("train_sft.py", "--data", tmp_path / "none", "--output", tmp_path / "run", check=False)
+def test_a_script_run_from_the_shell_shows_no_traceback(script, tmp_path):
+    command = [sys.executable, ROOT / "train_sft.py", "--data", tmp_path / "none", "--output", tmp_path / "run"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.strip() == f"error: {tmp_path / 'none'}: no such folder"
-    assert "usage" in run_script("evaluate.py", "--help").stdout
+    status, out, _ = script("evaluate", "--help")
+    assert status == 0 and "usage" in out

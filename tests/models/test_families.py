@@ -3,16 +3,16 @@ scores the same in another process. Where a family cannot be packed, it goes the
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
 import families
 import pytest
 import torch
+from peft import PeftModel
 from PIL import Image
+from processes import SERVER
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hanorec.data.dataset import split_examples
@@ -173,39 +173,30 @@ def sft_and_dpo(folder, data, output):
         return score(policy, images, asked, answers).tolist()
 
 
-def test_two_steps_of_sft_and_dpo_change_adapters_alone_and_load_again(folders, data, tmp_path):
-    """For every family; the fresh process at the end loads with PEFT and Hugging Face, and scores with this project."""
-    expected = {
-        build.__name__: sft_and_dpo(folders(build), data, tmp_path / build.__name__) for build in EVERY
-    }  # fmt: skip
-    program = f"""
-import json, sys, torch
-from peft import PeftModel
-from hanorec.models.backbone import load_backbone
-from hanorec.data.dataset import open_dataset, split_examples
-from hanorec.models.prompts import Prompts, windows_for
-from hanorec.models.scoring import score
-from hanorec.models.images import CatalogImages
-found, data = {{}}, open_dataset({str(data.folder)!r})
-for name, folder in json.loads(sys.argv[1]).items():
-    backbone = load_backbone(folder, dtype="float32", device=torch.device("cpu"))
+def loaded_again(folder, output, data) -> list[float]:
+    """The log-probabilities of what `sft_and_dpo` saved, loaded with PEFT and Hugging Face."""
+    backbone = load(folder)
     for stage in ("sft", "dpo"):
-        model = PeftModel.from_pretrained(backbone.model, {str(tmp_path)!r} + f"/{{name}}/{{stage}}")
+        model = PeftModel.from_pretrained(backbone.model, output / stage)
         backbone.model = model.merge_and_unload() if stage == "sft" else model.eval()
     images = CatalogImages(backbone, data.catalog.images)
     prompts = Prompts(backbone, images, data.catalog.titles, "next", list_candidates=False)
     examples = split_examples(data, "train", "next", users=2, candidates=4)
     answers = [[prompts.chosen(example), *prompts.rejected(example)] for example in examples]
     with torch.no_grad():
-        found[name] = score(backbone, images, [prompts.prompt(example) for example in examples], answers).tolist()
-print(json.dumps(found))
-"""
-    checkpoints = json.dumps({build.__name__: str(folders(build)) for build in EVERY})
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program, checkpoints], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    for name, logps in expected.items():
-        assert found[name] == pytest.approx(logps, abs=1e-4), name
+        return score(backbone, images, [prompts.prompt(example) for example in examples], answers).tolist()
+
+
+def test_two_steps_of_sft_and_dpo_change_adapters_alone_and_load_again(folders, data, tmp_path):
+    """For every family; the fresh process at the end loads with PEFT and Hugging Face, and scores with this project."""
+    expected = {
+        build.__name__: sft_and_dpo(folders(build), data, tmp_path / build.__name__) for build in EVERY
+    }  # fmt: skip
+    with ProcessPoolExecutor(1, SERVER) as other:
+        for build in EVERY:
+            name = build.__name__
+            found = other.submit(loaded_again, folders(build), tmp_path / name, data).result()
+            assert found == pytest.approx(expected[name], abs=1e-4), name
 
 
 def test_a_family_that_cannot_be_packed_says_so_once(folders):
