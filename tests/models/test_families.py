@@ -3,6 +3,7 @@ scores the same in another process. Where a family cannot be packed, it goes the
 
 from __future__ import annotations
 
+import copy
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -46,6 +47,20 @@ def folders(tmp_path_factory):
     return of
 
 
+@pytest.fixture(scope="module")
+def frozen(data):
+    """The toy catalogue's images with the features that each family's checkpoint gives them, computed when first asked
+    for; each test may change its own."""
+    made = {}
+
+    def of(build, backbone) -> CatalogImages:
+        if build not in made:
+            made[build] = CatalogImages(backbone, data.catalog.images, frozen=True)
+        return copy.deepcopy(made[build])
+
+    return of
+
+
 def load(folder):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -53,7 +68,7 @@ def load(folder):
 
 
 @pytest.mark.parametrize("build", EVERY, ids=lambda build: build.__name__)
-def test_packed_and_ready_features_equal_the_family_used_plainly(build, folders, data):
+def test_packed_and_ready_features_equal_the_family_used_plainly(build, folders, frozen, data):
     """The reference here is the family's own forward over pixels, prompt + response in a sequence, nothing of ours."""
     backbone = load(folders(build))
     assert bool(backbone.layout.plain) == (build in families.PLAIN)
@@ -64,8 +79,8 @@ def test_packed_and_ready_features_equal_the_family_used_plainly(build, folders,
 
     with torch.no_grad():
         plain = families.plain_logps(backbone, ids, inputs, responses)
-        live = score(backbone, CatalogImages(backbone, data.catalog.images), [prompt], [responses])
-        images = CatalogImages(backbone, data.catalog.images, frozen=True)
+        live = score(backbone, CatalogImages(backbone, data.catalog.images[:6]), [prompt], [responses])
+        images = frozen(build, backbone)
         once = score(backbone, images, [prompt], [responses])
     torch.testing.assert_close(live, plain, atol=1e-4, rtol=0)
     torch.testing.assert_close(once, live, atol=1e-5, rtol=0)
@@ -75,10 +90,10 @@ def test_packed_and_ready_features_equal_the_family_used_plainly(build, folders,
 
 
 @pytest.mark.parametrize("build", EVERY, ids=lambda build: build.__name__)
-def test_prompts_of_several_lengths_share_a_forward(build, folders, data):
+def test_prompts_of_several_lengths_share_a_forward(build, folders, frozen, data):
     """Sliding windows, image blocks and positions in three axes hold beside padding too."""
     backbone = load(folders(build))
-    images = CatalogImages(backbone, data.catalog.images, frozen=True)
+    images = frozen(build, backbone)
     prompts = Prompts(backbone, images, data.catalog.titles, "next", list_candidates=False)
     examples = sorted(split_examples(data, "test", "next", candidates=4, users=8), key=lambda e: len(e.history))[::3]
     answers = [[prompts.name([item]) for item in example.candidates] for example in examples]
@@ -90,10 +105,10 @@ def test_prompts_of_several_lengths_share_a_forward(build, folders, data):
 
 
 @pytest.mark.parametrize("build", families.PACKED, ids=lambda build: build.__name__)
-def test_nested_windows_equal_each_window_alone(build, folders, data, monkeypatch):
+def test_nested_windows_equal_each_window_alone(build, folders, frozen, data, monkeypatch):
     """The row is read with attention in blocks, the windows without."""
     backbone = load(folders(build))
-    images = CatalogImages(backbone, data.catalog.images, frozen=True)
+    images = frozen(build, backbone)
     prompts = Prompts(backbone, images, data.catalog.titles, "next", list_candidates=False)
     if windows_for(backbone.layout, "nested") != "nested":
         pytest.skip("a prompt sees all of itself")
@@ -109,9 +124,9 @@ def test_nested_windows_equal_each_window_alone(build, folders, data, monkeypatc
 
 
 @pytest.mark.parametrize("build", families.PACKED, ids=lambda build: build.__name__)
-def test_the_whole_catalogue_is_ranked_as_if_every_title_were_scored(build, folders, data):
+def test_the_whole_catalogue_is_ranked_as_if_every_title_were_scored(build, folders, frozen, data):
     backbone = load(folders(build))
-    images = CatalogImages(backbone, data.catalog.images, frozen=True)
+    images = frozen(build, backbone)
     prompts = Prompts(backbone, images, data.catalog.titles, "next", list_candidates=False)
     examples = split_examples(data, "test", "next", candidates=2, users=2)
     full_catalog = FullCatalog(data.warm)
@@ -139,6 +154,13 @@ def train(model, loss_of):
     model.eval()
 
 
+def images_of(backbone, data, examples, frozen: bool = False) -> CatalogImages:
+    """The images of the examples' histories; the other items have none."""
+    shown = {item for example in examples for item in example.history}
+    images = [image if item in shown else None for item, image in enumerate(data.catalog.images)]
+    return CatalogImages(backbone, images, frozen=frozen)
+
+
 def sft_and_dpo(folder, data, output):
     """Two steps of each; nothing but the adapters may change. Saves both; returns the log-probabilities at the end."""
     backbone = load(folder)
@@ -147,7 +169,7 @@ def sft_and_dpo(folder, data, output):
     examples = split_examples(data, "train", "next", users=2, candidates=4)
     policy = add_lora(backbone)
     model = policy.model
-    images = CatalogImages(policy, data.catalog.images, frozen=True)
+    images = images_of(policy, data, examples, frozen=True)
     prompts = Prompts(policy, images, data.catalog.titles, "next", list_candidates=False)
     asked = [prompts.prompt(example) for example in examples]
     answers = [[prompts.chosen(example), *prompts.rejected(example)] for example in examples]
@@ -179,9 +201,9 @@ def loaded_again(folder, output, data) -> list[float]:
     for stage in ("sft", "dpo"):
         model = PeftModel.from_pretrained(backbone.model, output / stage)
         backbone.model = model.merge_and_unload() if stage == "sft" else model.eval()
-    images = CatalogImages(backbone, data.catalog.images)
-    prompts = Prompts(backbone, images, data.catalog.titles, "next", list_candidates=False)
     examples = split_examples(data, "train", "next", users=2, candidates=4)
+    images = images_of(backbone, data, examples)
+    prompts = Prompts(backbone, images, data.catalog.titles, "next", list_candidates=False)
     answers = [[prompts.chosen(example), *prompts.rejected(example)] for example in examples]
     with torch.no_grad():
         return score(backbone, images, [prompts.prompt(example) for example in examples], answers).tolist()
@@ -189,14 +211,11 @@ def loaded_again(folder, output, data) -> list[float]:
 
 def test_two_steps_of_sft_and_dpo_change_adapters_alone_and_load_again(folders, data, tmp_path):
     """For every family; the fresh process at the end loads with PEFT and Hugging Face, and scores with this project."""
-    expected = {
-        build.__name__: sft_and_dpo(folders(build), data, tmp_path / build.__name__) for build in EVERY
-    }  # fmt: skip
+    expected = {build: sft_and_dpo(folders(build), data, tmp_path / build.__name__) for build in EVERY}
     with ProcessPoolExecutor(1, SERVER) as other:
-        for build in EVERY:
-            name = build.__name__
-            found = other.submit(loaded_again, folders(build), tmp_path / name, data).result()
-            assert found == pytest.approx(expected[name], abs=1e-4), name
+        for build, logps in expected.items():
+            found = other.submit(loaded_again, folders(build), tmp_path / build.__name__, data).result()
+            assert found == pytest.approx(logps, abs=1e-4), build.__name__
 
 
 def test_a_family_that_cannot_be_packed_says_so_once(folders):
@@ -206,9 +225,9 @@ def test_a_family_that_cannot_be_packed_says_so_once(folders):
         assert sum("one forward a response" in str(line.message) for line in said) == 1
 
 
-def test_the_whole_catalogue_is_refused_where_responses_cannot_be_packed(folders, data):
+def test_the_whole_catalogue_is_refused_where_responses_cannot_be_packed(folders, frozen, data):
     backbone = load(folders(families.qwen3_5))
-    images = CatalogImages(backbone, data.catalog.images)
+    images = frozen(families.qwen3_5, backbone)
     prompts = Prompts(backbone, images, data.catalog.titles, "next", list_candidates=False)
     with pytest.raises(DataError, match="--candidates all"):
         examples = split_examples(data, "test", "next", candidates=2, users=1)
