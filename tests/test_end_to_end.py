@@ -27,20 +27,8 @@ from hanorec.training.loop import MicroBatch
 from hanorec.training.pairs import PreferencePairs
 from hanorec.training.runs import load_run
 
-FEW = [
-    "--max-steps",
-    "4",
-    "--validate-every",
-    "2",
-    "--validate-users",
-    "6",
-    "--batch-size",
-    "4",
-    "--candidates",
-    "8",
-    "--log-every",
-    "1",
-]
+FEW = ["--max-steps", 4, "--validate-every", 2, "--validate-users", 6, "--batch-size", 4, "--candidates", 8,
+       "--log-every", 1, "--train-users", 16]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -500,9 +488,10 @@ def test_titles_full_of_special_tokens_are_words_like_others(script, toy_folder,
     special = ("<image>", "<|im_start|>", "<end_of_utterance>", "<fake_token_around_image>", "<|pad|>", "<global-img>")
     renamed = [f"{line} {special[k % 6]} and {special[(k + 1) % 6]}" for k, line in enumerate(lines[1:])]
     (folder / "titles.csv").write_text("\n".join([lines[0], *renamed]) + "\n")
-    status, _, errors = sft(script, folder, tmp_path, "sft", "--list-candidates")
+    few = ["--max-steps", 1, "--validate-users", 2, "--train-users", 4]
+    status, _, errors = sft(script, folder, tmp_path, "sft", "--list-candidates", *few)
     assert status == 0, errors
-    status, _, errors = dpo(script, tmp_path, "hanorec")
+    status, _, errors = dpo(script, tmp_path, "hanorec", *few)
     assert status == 0, errors
     status, out, errors = script("evaluate", "--runs", tmp_path / "hanorec", "--candidates", 8, "--users", 5)
     assert status == 0 and "NDCG@10" in out, errors
