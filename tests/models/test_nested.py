@@ -110,6 +110,17 @@ def test_items_without_an_image_are_not_named(backbone, images, data, monkeypatc
     assert prompts.answers_of(row, name_history=True) == prompts.answers_of(row)
 
 
+def test_items_whose_images_a_prompt_does_not_show_are_not_named(backbone, images, data):
+    words = ["a drawing"] * len(data.catalog)
+    for view, named in [("title", False), ("description", False), ("both", True)]:
+        prompts = Prompts(backbone, images, data.catalog.titles, "next", item_view=view, descriptions=words)
+        row = rows_of(data, "next")[0]
+        whole, branches = prompts.prompt(row[-1]), prompts.nested(row, name_history=True).branches
+        assert len(branches) == len(prompts.answers_of(row, name_history=True)) == len(row) * (1 + named)
+        for branch in branches[len(row) :]:
+            assert whole.ids[branch.end - 1] == images.placeholders(0)[-1]  # where an image has just ended
+
+
 def test_a_history_is_not_named_where_it_cannot_be():
     check_name_history(Layout(), "standard")
     for layout, protocol, reason in [

@@ -101,8 +101,8 @@ class Prompts:
             branches.append(Branch(len(trunk[len(example.history)]), question.ids, question.images))
         if name_history:
             for before, item in zip(trunk, longest.history):
-                if image := self.images.placeholders(item):
-                    branches.append(Branch(len(before + self.newline + image), []))
+                if self._shown([item]):
+                    branches.append(Branch(len(before + self.newline + self.images.placeholders(item)), []))
         return Prompt(trunk[-1], self._shown(longest.history), tuple(branches))
 
     def answers_of(self, examples: Sequence[Example], *, name_history: bool = False) -> list[list[int]]:
