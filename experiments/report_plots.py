@@ -116,7 +116,10 @@ def parts_of_beta(done: Contents) -> Figure | None:
         axes.tick_params(labelbottom=True)
         axes.axvline(1, color="0.3", linewidth=0.8)
         for place, (name, contents) in enumerate(cells.items()):
-            low, middle, high = np.mean([spread(content)[part] for content in contents], axis=0)
+            each = np.array([spread(content)[part] for content in contents])
+            low, middle, high = each.mean(axis=0)
+            if part == "β / β₀":  # of all pairs of all seeds
+                low, high = each.min(), each.max()
             paper = name.endswith("paper")
             colour, marker, _ = STYLE["hanorec-paper" if paper else "hanorec-calibrated"]
             axes.plot([low, high], [place, place], color=colour, linewidth=3 if paper else 1.5)
