@@ -49,7 +49,7 @@ def main() -> None:
     )
     windows = windows_for(policy.layout, options.windows)
     if options.name_history:
-        check_name_history(policy.layout, options.protocol)
+        check_name_history(policy.layout, options.protocol, options.item_view)
     examples = split_examples(data, "train", windows=windows, users=options.train_users, **example_options(options))
     held_out = split_examples(data, "val", users=options.validate_users, **example_options(options))
     if options.lora == "on" or (options.lora == "auto" and policy.parameters > 20_000_000):

@@ -174,7 +174,7 @@ def steps(backbone: Backbone, pixels: int = 512, turns: int = TURNS) -> list[str
         try:
             first[name] = step(way)
         except torch.OutOfMemoryError:
-            return [str(len(ids)), *[f"out of memory ({name})"], *["–"] * 6]
+            return [str(len(ids)), f"out of memory ({name})", *["–"] * 6]
         for group in optimizer.param_groups:
             group["lr"] = 0.0  # from here on the weights stay, and with them what is compared
     both = [(step(ours), step(plain)) for _ in range(turns)]
@@ -223,16 +223,7 @@ def out_of_memory() -> tuple[str, bool]:
     fraction = LIMIT / torch.cuda.get_device_properties(0).total_memory
     with tempfile.TemporaryDirectory() as folder:
         data = catalogue(Path(folder) / "toy", 64)
-        options = [
-            "--data",
-            str(data),
-            "--output",
-            f"{folder}/run",
-            "--batch-size",
-            "256",
-            "--forward-tokens",
-            "999999",
-        ]
+        options = f"--data {data} --output {folder}/run --batch-size 256 --forward-tokens 999999".split()
         command = [sys.executable, "-c", OUT_OF_MEMORY, str(fraction), str(HERE.parent / "train_sft.py"), *options]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "nothing"

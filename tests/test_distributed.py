@@ -118,15 +118,8 @@ def test_two_processes_that_were_stopped_end_as_if_they_had_not_been(base, tmp_p
     (hanorec,) = stages(base, "two", "", ["hanorec"])
 
     def command(run: str) -> list[str]:
-        return [
-            *hanorec,
-            "--output",
-            str(tmp_path / run),
-            "--max-steps",
-            "24",
-            "--validate-every",
-            "10",
-        ]  # the last counts
+        more = ["--output", str(tmp_path / run), "--max-steps", "24", "--validate-every", "10"]
+        return [*hanorec, *more]  # the last of an option counts
 
     run_ranks(2, call, [command("whole")])
     script, *options = command("stopped")

@@ -122,14 +122,15 @@ def test_items_whose_images_a_prompt_does_not_show_are_not_named(backbone, image
 
 
 def test_a_history_is_not_named_where_it_cannot_be():
-    check_name_history(Layout(), "standard")
-    for layout, protocol, reason in [
-        (Layout(), "release", "have images of other items"),
-        (Layout(visibility="prefix"), "standard", "sees all of itself"),
-        (Layout(plain="its layers"), "standard", "since its layers"),
+    check_name_history(Layout(), "standard", "both")
+    for layout, protocol, view, reason in [
+        (Layout(), "release", "image", "have images of other items"),
+        (Layout(visibility="prefix"), "standard", "image", "sees all of itself"),
+        (Layout(plain="its layers"), "standard", "image", "since its layers"),
+        (Layout(), "standard", "description", "--item-view description show no images"),
     ]:
         with pytest.raises(DataError, match=reason):
-            check_name_history(layout, protocol)
+            check_name_history(layout, protocol, view)
 
 
 def test_reference_log_probabilities_come_in_the_order_of_the_responses(backbone, images, data):

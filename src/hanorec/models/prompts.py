@@ -26,6 +26,7 @@ QUESTIONS = {  # (task, are the candidates listed?)
     ("yesno", False): "Is this one next, yes or no?",
 }
 MASKED_TITLE = "an item"
+IMAGE_VIEWS = ("image", "both")  # the views of an item that show its image
 RELEASE = {  # protocol release: what stands before the history, and before the titles after it
     "top3": (
         "Recommend what suits someone with this history. Answer with a title and no comment.\nChosen so far:",
@@ -65,7 +66,7 @@ class Prompts:
         opening, question = RELEASE[task] if release else (HISTORY, QUESTIONS[task, list_candidates])
         quote = '"' if release else ""
         self.titles = [backbone.title_tokens(f"{quote}{title}{quote}") for title in titles]
-        self.shows_images = item_view in ("image", "both")
+        self.shows_images = item_view in IMAGE_VIEWS
         described = descriptions if item_view in ("description", "both") else ("",) * len(titles)
         self.descriptions = [backbone.title_tokens(f"{text}: ") if text else [] for text in described]
         masked = backbone.tokens(f"{quote}{MASKED_TITLE}{quote}")
@@ -189,8 +190,10 @@ def windows_for(layout: Layout, windows: str) -> str:
     return "every"
 
 
-def check_name_history(layout: Layout, protocol: str) -> None:
+def check_name_history(layout: Layout, protocol: str, item_view: str) -> None:
     """Errors: DataError where the items of a history cannot be named from their images."""
+    if item_view not in IMAGE_VIEWS:
+        raise DataError(f"--name-history: prompts of --item-view {item_view} show no images")
     if protocol != "standard":
         raise DataError(f"--name-history: the prompts of the protocol {protocol} have images of other items")
     if reason := unpackable(layout):

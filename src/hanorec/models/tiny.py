@@ -133,8 +133,8 @@ def save_with_vocabulary(folder: str | Path, texts: Iterable[str], vocabulary_si
     before = SmolVLMForConditionalGeneration.from_pretrained(PRETRAINED)
     table = before.get_input_embeddings().weight.detach()
     model = build_model(new)
-    same = {k: v for k, v in before.state_dict().items() if v.shape != table.shape}
-    model.load_state_dict(same, strict=False)
+    layers = {name: weight for name, weight in before.state_dict().items() if weight.shape != table.shape}
+    model.load_state_dict(layers, strict=False)  # all but the embeddings, which the output head shares
     for token, number in new.get_vocab().items():
         pieces = [known[token]] if token in known else old(new.convert_tokens_to_string([token])).input_ids
         model.get_input_embeddings().weight.data[number] = table[pieces].mean(dim=0)

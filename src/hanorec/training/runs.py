@@ -24,7 +24,8 @@ from hanorec.training.model_card import write_model_card
 
 MODEL = "model"  # the folder of a run that holds the model or adapter
 MERGED = "merged"  # and, if asked for, that of the model with its adapter merged
-BEFORE = {"protocol": "standard", "item_view": "image"}  # what older runs do not say in their config.json
+# What older runs do not say in their config.json.
+BEFORE = {"protocol": "standard", "item_view": "image", "name_history": False}
 NOT_SETTINGS = ("resume", "overwrite", "cache")  # options that change nothing about what a run computes
 
 
