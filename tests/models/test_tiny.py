@@ -10,20 +10,23 @@ from hanorec.models import tiny
 from hanorec.models.backbone import load_backbone
 
 WORD = "Zanzibar"
+TITLE = f"The {WORD}, part two (1984)"
 TEXTS = [f"{WORD} {WORD} (1984)", "Which item is next?"] * 50
 
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny") / "fitted"
-    tiny.save_with_vocabulary(folder, TEXTS, 400)
+    tiny.save_with_vocabulary(folder, TEXTS, 400, whole=[TITLE, TITLE])
     return load_backbone(str(folder))
 
 
-def test_a_word_of_the_texts_is_one_token_that_starts_at_the_mean_of_its_old_pieces(fitted):
+@pytest.mark.parametrize("text", [WORD, TITLE])
+def test_a_word_of_the_texts_and_a_whole_title_are_one_token_that_starts_at_the_mean_of_its_old_pieces(fitted, text):
     old = AutoTokenizer.from_pretrained(tiny.PRETRAINED)
-    (token,) = fitted.tokens(WORD)
-    pieces = old(WORD).input_ids
+    (token,) = fitted.tokens(text)
+    assert fitted.title_tokens(text) == [token]
+    pieces = old(text).input_ids
     assert len(pieces) > 1
     table = SmolVLMForConditionalGeneration.from_pretrained(tiny.PRETRAINED).get_input_embeddings().weight
     assert torch.equal(fitted.model.get_input_embeddings().weight[token], table[pieces].mean(dim=0).float())
