@@ -61,6 +61,7 @@ def ablation(done: Contents, world: str, view: str) -> Figure | None:
                 _bar(axes, place + 0.3 * number - 0.15, difference, colour, marker, face, "" if place else measure)
     _rows(axes, list(found))
     axes.set_xlabel("difference to SFT continued (of 0 to 1)")
+    axes.locator_params(axis="x", nbins=4)  # so that the numbers do not meet
     _legend_above(axes)
     return figure
 

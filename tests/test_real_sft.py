@@ -1,0 +1,72 @@
+"""The study of SFT on real data: its commands are taken by the scripts, cells run once, and its table is worked by hand."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from hanorec.errors import DataError
+from hanorec.training.options import EvaluationOptions, SFTOptions, parse
+
+sys.path.insert(0, str(ROOT / "experiments"))
+
+import real_sft
+from real_sft import SETTINGS, evaluation_command, run_cell, tables, train_command
+from study_run import Failed, Scripts, write_cell
+
+
+class Pretended(Scripts):
+    """Leaves what the two scripts leave, without training."""
+
+    def run(self, command: list[str], log: Path) -> dict[str, float]:
+        if command[0] == "evaluate.py":
+            run = Path(command[command.index("--runs") + 1])
+            ahead = {str(run): [0, 3], f"{run}, blank": [1, 3], "popularity": [2, 19]}
+            seen = {"ahead": ahead, "tied": {row: [0, 0] for row in ahead}}
+            (run / "evaluation-test-next.json").write_text(
+                json.dumps({"options": {"candidates": "20"}, "per_user": seen})
+            )
+        else:
+            run = Path(command[command.index("--output") + 1])
+            run.mkdir(parents=True)
+            lines = [{"step": 0, "loss": 1.0}, {"step": 9, "validation": 0.5}, {"step": 19, "validation": 0.7}]
+            (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return {"wall": 60.0, "cpu": 120.0}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_scripts_take_the_commands(name, monkeypatch):
+    monkeypatch.setattr(sys, "argv", train_command(name, 3, "tiny"))
+    options = parse(SFTOptions)
+    assert (options.windows, options.history, options.seed) == ("nested", SETTINGS[name].history, 3)
+    monkeypatch.setattr(sys, "argv", evaluation_command(Path("runs/x")))
+    assert parse(EvaluationOptions).split == "test"
+
+
+def test_a_cell_holds_places_and_no_folder_and_the_table_is_of_its_places(tmp_path, monkeypatch):
+    monkeypatch.setitem(real_sft.BACKBONES, "titles", None)
+    for seed in (1, 2):
+        content = run_cell("history-20", seed, tmp_path, tmp_path / "runs", Pretended())
+        assert str(tmp_path) not in json.dumps(content)
+        write_cell(tmp_path / "results" / f"history-20--{seed}.json", content)
+    assert content["ahead"] == {"SFT": "03", "SFT, blank": "13", "popularity": "2j"}
+    text = tables(tmp_path / "results")
+    assert "2 seeds, 2 CPU minutes a seed" in text
+    rows = {line.split("|")[1].strip(): line.split("|")[2:] for line in text.splitlines() if line.startswith("|")}
+    assert [cell.strip() for cell in rows["SFT"]][:2] == ["0.500", "–"]  # one of two users' targets is first
+    assert rows["popularity"][0].strip() == "0.000" and rows["popularity"][1].strip().startswith("+0.500 [")
+
+
+def test_a_script_that_fails_and_no_cells_are_errors_of_one_line(tmp_path):
+    class Broken(Scripts):
+        def run(self, command, log):
+            raise Failed("train_sft.py ended with status 1: error: no such dataset")
+
+    with pytest.raises(DataError, match="tiny, seed 1: train_sft.py ended with status 1"):
+        run_cell("tiny", 1, tmp_path, tmp_path / "runs", Broken())
+    with pytest.raises(DataError, match="no cells"):
+        tables(tmp_path)
