@@ -6,6 +6,7 @@
     python experiments/real_sft.py --data DIR --seeds 1 2 3       the chosen setting, on test users, once
     python experiments/real_sft.py --table                        writes experiments/results/real-sft.md
 
+Settings are those SFT starts of study_worlds.py that are of the real dataset; study.py trains on from the chosen ones.
 A cell (setting, seed) is a run of train_sft.py on one thread and, if it is no trial, one of evaluate.py: the model with
 true, grey and exchanged images, popularity, item co-occurrence and a SASRec trained on the same rows. Its result is one
 JSON file in --results, written when the cell is done; a cell whose file is there is skipped. Nothing of the dataset's
@@ -16,45 +17,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
+import os
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from study_cells import ROOT
-from study_run import Failed, Scripts, course, letters, numbers, rounded, write_cell
+from study_cells import ROOT, start_command, start_folder
+from study_run import Failed, Scripts, course, letters, make_catalogues, make_start, numbers, rounded, write_cell
 from study_table import MEASURES, shown
+from study_worlds import REAL, REAL_SFT, SFT_TRIALS, STARTS
 
 from hanorec.errors import DataError, exit_on_user_error
 from hanorec.evaluation.paired import paired_difference
 from hanorec.evaluation.report import markdown
 
-BACKBONES = {"tiny": None, "words": (), "titles": ("--whole-titles",)}  # options of data/fit_vocabulary.py
-
-
-class Setting(NamedTuple):
-    """backbone: a key of `BACKBONES`. options: of train_sft.py. trial: measured on validation users alone."""
-
-    backbone: str
-    history: int
-    epochs: str
-    options: tuple[str, ...] = ()
-    trial: bool = True
-
-
-SETTINGS = {
-    "tiny": Setting("tiny", 20, "1"),
-    "words": Setting("words", 20, "1"),
-    "words, named": Setting("words", 20, "1", ("--name-history",)),
-    "titles": Setting("titles", 20, "1"),
-    "titles, named": Setting("titles", 20, "1", ("--name-history",)),
-    "titles, rate 3e-3": Setting("titles", 20, "1", ("--learning-rate", "3e-3")),
-    "history-20": Setting("titles", 20, "6", trial=False),
-    "history-5": Setting("titles", 5, "6", trial=False),
-}
-COMMON = ("--windows", "nested", "--batch-size", "20", "--validate-users", "934", "--validate-every", "3000",
-          "--checkpoint-every", "1000", "--log-every", "100")  # fmt: skip
+CHOSEN = [name for name, (catalogue, _) in STARTS.items() if catalogue == REAL and name not in SFT_TRIALS]
+SETTINGS = [*SFT_TRIALS, *CHOSEN]
 
 
 def main() -> None:
@@ -63,70 +40,51 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="show the cells and their states, and run nothing")
     parser.add_argument("--table", action="store_true", help="write the tables from the files there, and run nothing")
     parser.add_argument("--trials", action="store_true", help="run the trials in place of the chosen settings")
-    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), help="these alone")
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, help="these alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--results", type=Path, default=ROOT / "experiments" / "results" / "real-sft", metavar="DIR")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "real-sft", metavar="DIR", help="weights and logs")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "study", metavar="DIR", help="weights and logs")
     args = parser.parse_args()
     if args.table:
         path = args.results.parent / "real-sft.md"
         path.write_text(tables(args.results), encoding="utf-8")
         print(path.read_text(encoding="utf-8"))
         return
-    names = args.settings or [name for name, setting in SETTINGS.items() if setting.trial == args.trials]
+    os.chdir(ROOT)
+    scripts, runs = Scripts(), Path(os.path.relpath(args.runs, ROOT))
     for seed in args.seeds:
-        for name in names:
-            path = args.results / f"{slug(name)}--{seed}.json"
+        for name in args.settings or (SFT_TRIALS if args.trials else CHOSEN):
+            path = args.results / f"{name}--{seed}.json"
             if args.list or path.is_file():
                 print(f"{path.stem:30} {'done' if path.is_file() else 'to do'}", flush=True)
-            elif args.data is None:
-                raise DataError("--data: which dataset?")
-            else:
-                content = run_cell(name, seed, args.data.resolve(), args.runs.resolve(), Scripts())
-                write_cell(path, content)
-                print(f"{path.stem}: NDCG@10 {max(content['validation']['validation']):.4f} on validation", flush=True)
+                continue
+            make_catalogues([REAL], runs, args.data and args.data.resolve())
+            content = run_cell(name, seed, runs, scripts)
+            write_cell(path, content)
+            print(f"{path.stem}: NDCG@10 {max(content['validation']['validation']):.4f} on validation", flush=True)
 
 
-def train_command(name: str, seed: int, backbone: str) -> list[str]:
-    """train_sft.py of a setting, without its places."""
-    setting = SETTINGS[name]
-    of_setting = ["--backbone", backbone, "--history", str(setting.history), "--epochs", setting.epochs]
-    return ["train_sft.py", *of_setting, *COMMON, *setting.options, "--seed", str(seed)]
-
-
-def evaluation_command(run: Path) -> list[str]:
-    views = ["--split", "test", "--modality", "full", "blank", "shuffled"]
-    return ["evaluate.py", "--runs", str(run), *views, "--baselines", "popularity", "cooccurrence", "sasrec"]
-
-
-def run_cell(name: str, seed: int, data: Path, runs: Path, scripts: Scripts) -> dict:
+def run_cell(name: str, seed: int, runs: Path, scripts: Scripts) -> dict:
     """Train a setting and measure it; returns the content of its file. Errors: DataError where a script fails."""
-    run = runs / f"{slug(name)}-{seed}"
-    log, places = run.with_suffix(".log"), ["--data", str(data), "--cache", str(runs / "cache")]
-    train = train_command(name, seed, make_backbone(SETTINGS[name].backbone, data, runs))
-    resume = "--resume" if (run / "checkpoint").exists() else "--overwrite"
-    content: dict = {"setting": name, "seed": seed, "command": " ".join(train).replace(str(runs), "runs/real-sft")}
-    try:
-        seconds = {"train": rounded(scripts.run([*train, *places, "--output", str(run), resume], log))}
-        if not SETTINGS[name].trial:
-            evaluation = evaluation_command(run)
-            seconds["test"] = rounded(scripts.run([*evaluation, *places], log))
-            content["evaluation"] = " ".join(evaluation).replace(str(runs), "runs/real-sft")
-            content |= places_of_users(run)
-    except Failed as error:
-        raise DataError(f"{name}, seed {seed}: {error} (see {log})") from None
-    return content | {"seconds": seconds} | course(run)
+    start = make_start(name, seed, runs, scripts, any_code=True)
+    if "failed" in start:
+        raise DataError(f"{name}, seed {seed}: {start['failed']}")
+    run, content = start_folder(name, seed, runs), {"setting": name, "seed": seed, **start}
+    if name not in SFT_TRIALS:
+        evaluation = evaluation_command(run, runs)
+        try:
+            seconds = scripts.run(evaluation, run.with_suffix(".test.log"))
+        except Failed as error:
+            raise DataError(f"{name}, seed {seed}: {error}") from None
+        content |= {"evaluation": " ".join(evaluation), "evaluation_seconds": rounded(seconds), **places_of_users(run)}
+    return content | {"command": " ".join(start_command(name, seed, runs))} | course(run)
 
 
-def make_backbone(name: str, data: Path, runs: Path) -> str:
-    """The backbone's name or folder, made where it is missing."""
-    options, folder = BACKBONES[name], runs / f"backbone-{name}"
-    if options is None:
-        return "tiny"
-    if not folder.is_dir():
-        script = [sys.executable, ROOT / "data" / "fit_vocabulary.py", "--data", data, "--output", folder, *options]
-        subprocess.run(script, check=True)
-    return str(folder)
+def evaluation_command(run: Path, runs: Path) -> list[str]:
+    """evaluate.py: the model with true, grey and exchanged images, and what knows items by number alone."""
+    places = ["--runs", str(run), "--data", str(runs / "data" / REAL), "--cache", str(runs / "cache")]
+    views = ["--split", "test", "--modality", "full", "blank", "shuffled"]
+    return ["evaluate.py", *places, *views, "--baselines", "popularity", "cooccurrence", "sasrec"]
 
 
 def places_of_users(run: Path) -> dict:
@@ -141,38 +99,42 @@ def places_of_users(run: Path) -> dict:
     }
 
 
-def slug(name: str) -> str:
-    return name.replace(", ", "-").replace(" ", "-")
-
-
 def tables(results: Path) -> str:
     """The trials and, for each chosen setting, the models and baselines on test users. Errors: DataError where there is
     no cell."""
     cells = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))]
     if not cells:
         raise DataError(f"{results}: no cells; the script makes them with --data")
-    parts = ["Written by `python experiments/real_sft.py --table`. CPU minutes are of one thread, training alone."]
+    common = " ".join(REAL_SFT)
+    parts = [
+        "Written by `python experiments/real_sft.py --table`. CPU minutes are of one thread, training alone. "
+        f"All with `{common}`; `words` and `whole-titles` are vocabularies of `data/fit_vocabulary.py`."
+    ]
     of = {name: [cell for cell in cells if cell["setting"] == name] for name in SETTINGS}
-    rows = [trial_row(name, found) for name, found in of.items() if found and SETTINGS[name].trial]
+    rows = [trial_row(name, of[name]) for name in SFT_TRIALS if of[name]]
     if rows:
-        parts.append("Trials on validation users, history 20: mean [least, most] over seeds.\n\n" + markdown(
-            ["vocabulary", "epochs", "seeds", "NDCG@10", "CPU minutes"], rows))  # fmt: skip
-    for name, found in of.items():
-        if found and not SETTINGS[name].trial:
-            minutes = np.mean([cell["seconds"]["train"]["cpu"] for cell in found]) / 60
-            parts.append(
-                f"Test users, histories of up to {SETTINGS[name].history} items, {SETTINGS[name].epochs} epochs, "
-                f"{len(found)} seeds, {minutes:.0f} CPU minutes a seed. Means over seeds; what SFT has more, paired, "
-                f"with 95 % intervals over users and seeds.\n\n{test_table(found)}"
-            )
+        header = ["options", "seeds", "NDCG@10", "CPU minutes"]
+        parts.append("Trials on validation users: mean [least, most] over seeds.\n\n" + markdown(header, rows))
+    for name in filter(of.get, CHOSEN):
+        minutes = np.mean([cell["seconds"]["cpu"] for cell in of[name]]) / 60
+        parts.append(
+            f"{options_of(name)} on test users: {len(of[name])} seeds, {minutes:.0f} CPU minutes a seed. "
+            "Means over seeds; what SFT has more, paired, with 95 % intervals over users and seeds.\n\n"
+            f"{test_table(of[name])}"
+        )
     return "\n\n".join(parts) + "\n"
+
+
+def options_of(name: str) -> str:
+    """Options of train_sft.py that tell a setting from the others."""
+    return "`" + " ".join(STARTS[name][1][len(REAL_SFT) :]) + "`"
 
 
 def trial_row(name: str, cells: list[dict]) -> list[str]:
     best = [max(cell["validation"]["validation"]) for cell in cells]
-    minutes = np.mean([cell["seconds"]["train"]["cpu"] for cell in cells]) / 60
+    minutes = np.mean([cell["seconds"]["cpu"] for cell in cells]) / 60
     figure = f"{np.mean(best):.3f}" + (f" [{min(best):.3f}, {max(best):.3f}]" if len(best) > 1 else "")
-    return [name, SETTINGS[name].epochs, str(len(cells)), figure, f"{minutes:.1f}"]
+    return [options_of(name), str(len(cells)), figure, f"{minutes:.1f}"]
 
 
 def test_table(cells: list[dict]) -> str:

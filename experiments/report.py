@@ -27,7 +27,7 @@ from report_users import users_of
 from study_cells import ROOT, fingerprint, same
 from study_run import read_cells
 from study_table import Contents
-from study_worlds import GRID, METHODS, WORLDS
+from study_worlds import GRID, METHODS, REAL, WORLDS
 
 from hanorec.errors import DataError, exit_on_user_error
 from hanorec.training.checkpoints import replace_text
@@ -149,7 +149,7 @@ def plots(done: Contents, worlds: Sequence[str], runs: Path | None) -> Iterator[
     for world in worlds:
         caption = f"World {world}: what is lost where the images of the history are grey."
         yield from made("Images and length of history", f"modality-{world}", caption, modality, world)
-    of_users = [world for world in worlds if any(cell.world == world for cell in done)][:2]
+    of_users = [world for world in worlds if world != REAL and any(cell.world == world for cell in done)][:2]
     with tempfile.TemporaryDirectory() as folder:
         for world in of_users:
             for number, (caption, figure) in enumerate(users_of(done, world, Path(folder), runs), 1):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from study_run import numbers
 from study_table import LEVEL, Contents, differences_of, measures_of, shown, values
-from study_worlds import CATALOGUES, STARTS, WORLDS
+from study_worlds import CATALOGUES, REAL, STARTS, WORLDS
 
 from hanorec.evaluation.paired import Difference, holm, paired_difference
 from hanorec.evaluation.report import markdown
@@ -80,7 +80,7 @@ def questions(worlds: Sequence[str]) -> Iterator[Question]:
             for world in asked:
                 own = WORLDS[world].views
                 if claim == "noise":
-                    views = [view for view in own if view == "cold"]
+                    views = [view for view in own if view == "cold" or WORLDS[world].data == REAL]
                 else:
                     views = [view for view in own if view != "cold"]
                 others = ("dpo", "sft-continued") if claim == "whole" else (f"{recipe}-no-{claim}",)
@@ -89,13 +89,23 @@ def questions(worlds: Sequence[str]) -> Iterator[Question]:
                     for other in others:
                         first = Question(claim, recipe, world, view, measure, other)
                         yield first
-                        if claim == "noise" and CATALOGUES[STARTS[WORLDS[world].start][0]].exchanged:
+                        if claim == "noise" and _exchanged(STARTS[WORLDS[world].start][0]):
                             blank = f"{view}, blank"
                             yield first._replace(view=blank)
                             yield first._replace(minus=blank)
-                            if CATALOGUES[WORLDS[world].data].longest_row > LONG:
+                            if _longest_row(WORLDS[world].data) > LONG:
                                 yield first._replace(longest=True)
                                 yield first._replace(minus=blank, longest=True)
+
+
+def _exchanged(catalogue: str) -> float:
+    made = CATALOGUES[catalogue]
+    return made.exchanged if made else 0.0
+
+
+def _longest_row(catalogue: str) -> int:
+    made = CATALOGUES[catalogue]
+    return made.longest_row if made else 0  # of a real catalogue it is not known here
 
 
 def answer(done: Contents, question: Question) -> Answer:

@@ -48,7 +48,9 @@ def users_of(done: Contents, world: str, folder: Path, runs: Path | None) -> lis
     cells = {method: done[Cell(world, method, seed)] for method in methods}
     places = {method: numbers(content["views"][view]["ahead"]) + 1 for method, content in cells.items()}
     command = view_commands(Cell(world, methods[0], seed), folder)[view]
-    data = open_dataset(make_toy(folder / world, CATALOGUES[WORLDS[world].views[view][0]]))
+    catalogue = CATALOGUES[WORLDS[world].views[view][0]]
+    assert catalogue is not None  # a real dataset's users are not shown
+    data = open_dataset(make_toy(folder / world, catalogue))
     examples = examples_of(command, world, data, cells[methods[0]]["views"][view]["candidates"])
     checked = content_fingerprint(json.dumps([[e.user for e in examples], [len(e.history) for e in examples]]))[:12]
     if any(content["views"][view]["users"] != checked for content in cells.values()):

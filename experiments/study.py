@@ -5,6 +5,7 @@
     python experiments/study.py                              runs what is missing, every method once, then further seeds
     python experiments/study.py --worlds early --methods dpo hanorec-paper --seeds 1
     python experiments/study.py --worlds early --methods dpo@1e-4 dpo@3e-4 --seeds 1   trials, on validation users alone
+    python experiments/study.py --worlds ml-100k --data DIR  on real data
     python experiments/study.py --table                      writes experiments/results/study.md from what is there
     python experiments/study.py --worlds small --methods sft dpo --seeds 1 --results DIR --runs DIR   seconds
 
@@ -23,10 +24,10 @@ from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from study_cells import ROOT, Cell, check_method, fingerprint, grid, same
+from study_cells import ROOT, Cell, catalogues, check_method, fingerprint, grid, same
 from study_run import Scripts, make_catalogues, make_start, read_cell, run_cell, write_cell
 from study_table import tables
-from study_worlds import GRID, WORLDS
+from study_worlds import GRID, REAL, WORLDS
 
 from hanorec.errors import DataError, exit_on_user_error
 
@@ -43,6 +44,7 @@ def main() -> None:
         help="known ones, each alone or with @ and a learning rate (default: all)",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--data", type=Path, metavar="DIR", help=f"the dataset folder of the world {REAL}")
     parser.add_argument("--workers", type=int, default=2, help="cells at a time, each on one thread (default 2)")
     parser.add_argument("--retry-failed", action="store_true", help="run failed cells again")
     parser.add_argument(
@@ -56,6 +58,7 @@ def main() -> None:
     if args.workers < 1:
         raise DataError(f"--workers {args.workers}: at least one cell runs at a time")
     cells = grid(args.worlds, args.methods and [check_method(name) for name in args.methods], args.seeds)
+    real = args.data and args.data.resolve()
     folders = [Path(os.path.relpath(folder, ROOT)) for folder in (args.results, args.runs)]  # so in the cells' files
     os.chdir(ROOT)
     results, runs = folders
@@ -71,7 +74,7 @@ def main() -> None:
             print(f"{cell.name:60} {how}")
         print(", ".join(f"{number} {how}" for how, number in Counter(map(kind, states.values())).items()))
         return
-    run_study(pending(states, args.retry_failed), results, runs, args.workers, args.any_code)
+    run_study(pending(states, args.retry_failed), results, runs, args.workers, args.any_code, real)
 
 
 def pending(states: dict[Cell, str], retry_failed: bool = False) -> list[Cell]:
@@ -96,9 +99,12 @@ def state(cell: Cell, results: Path, any_code: bool) -> str:
     return f"failed: {content['failed']}" if "failed" in content else "done"
 
 
-def run_study(cells: list[Cell], results: Path, runs: Path, workers: int, any_code: bool) -> None:
-    """Run cells, a seed after the other: first the SFT starts that its cells need, then the cells."""
-    make_catalogues(cells, runs)
+def run_study(
+    cells: list[Cell], results: Path, runs: Path, workers: int, any_code: bool, real: Path | None = None
+) -> None:
+    """Run cells, a seed after the other: first the SFT starts that its cells need, then the cells. real: the folder of
+    the real dataset."""
+    make_catalogues(set().union(*map(catalogues, cells)), runs, real)
     scripts, done = Scripts(), 0
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt, as SIGINT does
     pool = ThreadPoolExecutor(workers)

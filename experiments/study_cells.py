@@ -20,7 +20,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from study_worlds import CATALOGUES, CHOSEN, METHODS, SENSITIVE, SENSITIVITY, SFT_METHODS, STARTS, WORLDS
+from study_worlds import (
+    CATALOGUES,
+    CHOSEN,
+    METHODS,
+    SENSITIVE,
+    SENSITIVITY,
+    SFT_METHODS,
+    STARTS,
+    VOCABULARIES,
+    WORLDS,
+)
 
 import hanorec
 from hanorec.data.catalog import content_fingerprint
@@ -88,7 +98,13 @@ def start_folder(start: str, seed: int, folder: Path) -> Path:
 def start_command(start: str, seed: int, folder: Path) -> list[str]:
     """train_sft.py for a start. folder: where runs and catalogues are kept."""
     catalogue, options = STARTS[start]
+    options = tuple(str(fitted_folder(name, folder)) if name in VOCABULARIES else name for name in options)
     return ["train_sft.py", *_places(folder / "data" / catalogue, start_folder(start, seed, folder), seed), *options]
+
+
+def fitted_folder(vocabulary: str, folder: Path) -> Path:
+    """Where the tiny backbone with a vocabulary of the real dataset's words or titles is kept."""
+    return folder / "data" / f"tiny-{vocabulary}"
 
 
 def train_command(cell: Cell, folder: Path) -> list[str]:
@@ -132,15 +148,21 @@ def catalogues(cell: Cell) -> set[str]:
 def fingerprint(cell: Cell) -> dict[str, str]:
     """What a cell's figures depend on: its settings, those of its start among them, and the code."""
     runs, start = Path("runs"), start_fingerprint(WORLDS[cell.world].start, cell.seed)
-    worlds = {name: asdict(CATALOGUES[name]) for name in sorted(catalogues(cell))}
+    worlds = {name: described(name) for name in sorted(catalogues(cell))}
     settings = [start["settings"], train_command(cell, runs), view_commands(cell, runs), worlds]
     return {"settings": content_fingerprint(json.dumps(settings))[:16], "code": code_fingerprint()}
 
 
 def start_fingerprint(start: str, seed: int) -> dict[str, str]:
     """The same for the weights of an SFT start."""
-    settings = [start_command(start, seed, Path("runs")), asdict(CATALOGUES[STARTS[start][0]])]
+    settings = [start_command(start, seed, Path("runs")), described(STARTS[start][0])]
     return {"settings": content_fingerprint(json.dumps(settings))[:16], "code": code_fingerprint()}
+
+
+def described(catalogue: str) -> dict | str:
+    """What a catalogue is made from; of a real one its name."""
+    made = CATALOGUES[catalogue]
+    return asdict(made) if made else catalogue
 
 
 def same(one: dict, other: dict, any_code: bool) -> bool:

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,8 +26,8 @@ from study_cells import (
     ROOT,
     Cell,
     bare_code,
-    catalogues,
     fingerprint,
+    fitted_folder,
     same,
     start_command,
     start_fingerprint,
@@ -34,7 +35,7 @@ from study_cells import (
     train_command,
     view_commands,
 )
-from study_worlds import CATALOGUES, WORLDS
+from study_worlds import CATALOGUES, VOCABULARIES, WORLDS
 
 from hanorec.data.catalog import content_fingerprint
 from hanorec.data.toy import make_toy
@@ -91,16 +92,44 @@ class Scripts:
                 os.kill(process.pid, signal.SIGTERM)  # Popen.terminate may wait for it, and `run` does
 
 
-def make_catalogues(cells: list[Cell], folder: Path) -> None:
-    """Make the toy catalogues that some cells read."""
-    for name in sorted(set().union(*map(catalogues, cells))):
+def make_catalogues(names: Iterable[str], folder: Path, real: Path | None = None) -> None:
+    """Make the toy catalogues among `names`. real: the folder of the one that is real; it is linked, and backbones with
+    its vocabulary are made. Errors: DataError where it is needed and not given."""
+    for name in sorted(set(names)):
         place, mark = folder / "data" / name, folder / "data" / f"{name}.json"
+        made = CATALOGUES[name]
+        if made is None:
+            use_real(place, real, folder)
+            continue
         code = Path(sys.modules[make_toy.__module__].__file__ or "")
-        made_from = content_fingerprint(repr(CATALOGUES[name]), bare_code(code))
+        made_from = content_fingerprint(repr(made), bare_code(code))
         if not place.is_dir() or read_json(mark) != made_from:
             print(f"making the catalogue {name} in {place}", flush=True)
-            make_toy(place, CATALOGUES[name])
+            make_toy(place, made)
             replace_text(mark, json.dumps(made_from) + "\n")
+
+
+def use_real(place: Path, real: Path | None, folder: Path) -> None:
+    """Link a real dataset's folder to its place, and make the backbones of `VOCABULARIES` for it."""
+    if real is None and not place.is_dir():
+        raise DataError(f"--data: where is the dataset {place.name}? It is not part of this repository")
+    if real is not None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.unlink(missing_ok=True)
+        place.symlink_to(real.resolve(), target_is_directory=True)
+    for vocabulary, options in VOCABULARIES.items():
+        fitted = fitted_folder(vocabulary, folder)
+        if not fitted.is_dir():
+            script = [
+                sys.executable,
+                ROOT / "data" / "fit_vocabulary.py",
+                "--data",
+                place,
+                "--output",
+                fitted,
+                *options,
+            ]
+            subprocess.run(script, check=True)
 
 
 def make_start(name: str, seed: int, folder: Path, scripts: Scripts, any_code: bool) -> dict:

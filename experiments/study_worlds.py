@@ -12,7 +12,9 @@ from typing import NamedTuple
 from hanorec.data.toy import World as Catalogue
 
 _LONG = Catalogue(warm_per_cell=21, cold_per_cell=20, longest_row=21, shortest_row=3, shortest_cold=2)
-CATALOGUES = {
+REAL = "ml-100k"  # MovieLens-100K with posters, or any other dataset folder, which --data gives
+CATALOGUES: dict[str, Catalogue | None] = {
+    REAL: None,
     "toy": Catalogue(),
     "near": Catalogue(near=1.0),  # the same, with lists of near items alone
     "exchanged": Catalogue(exchanged=0.75),  # the same rows with images that are mostly another item's
@@ -25,14 +27,36 @@ CATALOGUES = {
 _TWENTY = ("--history", "20")
 _LONG_SFT = (*_TWENTY, "--windows", "nested", "--max-steps", "600")
 _SMALL = ("--max-steps", "4", "--batch-size", "4", "--validate-every", "2", "--validate-users", "6", "--log-every", "1")
-STARTS = {
+VOCABULARIES = {"words": (), "whole-titles": ("--whole-titles",)}  # --backbone of a real start: data/fit_vocabulary.py
+
+
+REAL_SFT = ("--windows", "nested", "--batch-size", "20", "--validate-users", "934", "--validate-every", "3000",
+            "--log-every", "100")  # fmt: skip
+
+
+def _real(backbone: str, history: int, epochs: int, *more: str) -> tuple[str, tuple[str, ...]]:
+    return REAL, (*REAL_SFT, "--backbone", backbone, "--history", str(history), "--epochs", str(epochs), *more)
+
+
+STARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "full": ("toy", ()),
     "early": ("toy", ("--max-steps", "500")),
     "biased": ("exchanged", ("--max-steps", "500")),
     "long-unbiased": ("long", _LONG_SFT),
     "long-biased": ("long-exchanged", _LONG_SFT),
     "small": ("small", _SMALL),
+    "ml-100k-20": _real("whole-titles", 20, 6),
+    "ml-100k-5": _real("whole-titles", 5, 6),
 }
+SFT_TRIALS = {  # of SFT on real data, measured on validation users alone
+    "ml-100k-tiny": _real("tiny", 20, 1),
+    "ml-100k-words": _real("words", 20, 1),
+    "ml-100k-words-named": _real("words", 20, 1, "--name-history"),
+    "ml-100k-titles": _real("whole-titles", 20, 1),
+    "ml-100k-titles-named": _real("whole-titles", 20, 1, "--name-history"),
+    "ml-100k-titles-3e-3": _real("whole-titles", 20, 1, "--learning-rate", "3e-3"),
+}
+STARTS |= SFT_TRIALS
 
 
 class World(NamedTuple):
@@ -71,10 +95,13 @@ WORLDS = {
         {"test": ("toy", ("--split", "test")), "near": ("near", ("--split", "test", "--negatives", "listed"))},
         preference=("--negatives", "listed"),
     ),
+    REAL: World(
+        "ml-100k-20", REAL, 4000, {"test": (REAL, ("--split", "test", "--modality", "full", "blank"))}, _TWENTY
+    ),
     # Seconds a cell; shows that the study works, and no more. Not in the grid.
     "small": World("small", "small", 16, _test_and_cold("small", "--users", "12", "--candidates", "8"), _SMALL),
 }  # fmt: skip
-GRID = tuple(name for name in WORLDS if name != "small")
+GRID = tuple(name for name in WORLDS if name not in ("small", REAL))
 
 _PAPER = ("--loss", "hanorec", "--recipe", "paper")
 _CALIBRATED = ("--loss", "hanorec", "--recipe", "calibrated")

@@ -14,9 +14,9 @@ from hanorec.training.options import EvaluationOptions, SFTOptions, parse
 
 sys.path.insert(0, str(ROOT / "experiments"))
 
-import real_sft
-from real_sft import SETTINGS, evaluation_command, run_cell, tables, train_command
-from study_run import Failed, Scripts, write_cell
+from real_sft import SETTINGS, evaluation_command, run_cell, tables
+from study_cells import start_command
+from study_run import Failed, Scripts, make_catalogues, write_cell
 
 
 class Pretended(Scripts):
@@ -33,26 +33,31 @@ class Pretended(Scripts):
         else:
             run = Path(command[command.index("--output") + 1])
             run.mkdir(parents=True)
+            (run / "finished.json").write_text("{}")
             lines = [{"step": 0, "loss": 1.0}, {"step": 9, "validation": 0.5}, {"step": 19, "validation": 0.7}]
             (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         return {"wall": 60.0, "cpu": 120.0}
 
 
+@pytest.fixture(autouse=True)
+def no_weights(monkeypatch):
+    monkeypatch.setattr("study_run.model_fingerprint", lambda folder: "0123456789abcdef0123")
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_scripts_take_the_commands(name, monkeypatch):
-    monkeypatch.setattr(sys, "argv", train_command(name, 3, "tiny"))
+    monkeypatch.setattr(sys, "argv", start_command(name, 3, Path("runs")))
     options = parse(SFTOptions)
-    assert (options.windows, options.history, options.seed) == ("nested", SETTINGS[name].history, 3)
-    monkeypatch.setattr(sys, "argv", evaluation_command(Path("runs/x")))
+    assert (options.windows, options.seed, options.data) == ("nested", 3, "runs/data/ml-100k")
+    monkeypatch.setattr(sys, "argv", evaluation_command(Path("runs/x"), Path("runs")))
     assert parse(EvaluationOptions).split == "test"
 
 
-def test_a_cell_holds_places_and_no_folder_and_the_table_is_of_its_places(tmp_path, monkeypatch):
-    monkeypatch.setitem(real_sft.BACKBONES, "titles", None)
+def test_a_cell_holds_places_and_the_table_is_of_its_places(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for seed in (1, 2):
-        content = run_cell("history-20", seed, tmp_path, tmp_path / "runs", Pretended())
-        assert str(tmp_path) not in json.dumps(content)
-        write_cell(tmp_path / "results" / f"history-20--{seed}.json", content)
+        content = run_cell("ml-100k-20", seed, Path("runs"), Pretended())
+        write_cell(tmp_path / "results" / f"ml-100k-20--{seed}.json", content)
     assert content["ahead"] == {"SFT": "03", "SFT, blank": "13", "popularity": "2j"}
     text = tables(tmp_path / "results")
     assert "2 seeds, 2 CPU minutes a seed" in text
@@ -66,7 +71,12 @@ def test_a_script_that_fails_and_no_cells_are_errors_of_one_line(tmp_path):
         def run(self, command, log):
             raise Failed("train_sft.py ended with status 1: error: no such dataset")
 
-    with pytest.raises(DataError, match="tiny, seed 1: train_sft.py ended with status 1"):
-        run_cell("tiny", 1, tmp_path, tmp_path / "runs", Broken())
+    with pytest.raises(DataError, match="ml-100k-tiny, seed 1: SFT start ml-100k-tiny: train_sft.py ended with status"):
+        run_cell("ml-100k-tiny", 1, tmp_path, Broken())
     with pytest.raises(DataError, match="no cells"):
         tables(tmp_path)
+
+
+def test_the_real_dataset_has_to_be_given(tmp_path):
+    with pytest.raises(DataError, match="--data: where is the dataset ml-100k"):
+        make_catalogues(["ml-100k"], tmp_path)
