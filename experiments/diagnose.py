@@ -81,12 +81,12 @@ def diagnose(args: argparse.Namespace, configs: dict[str, dict]) -> dict:
     data = open_dataset(config["data"])
     drawn = dict(task="next", history=config["history"], candidates=config["candidates"], seed=args.seed)
     examples = split_examples(data, args.split, users=args.users, **drawn)
-    runs = {run: options_of(configs[run]) for run in args.runs}
+    runs, titles = {run: options_of(configs[run]) for run in args.runs}, data.catalog.titles
 
     start = load_start(
         config["backbone"], dtype=config["dtype"], views=config["image_views"], remote_code=config["remote_code"]
     )
-    recalls = {config["backbone"]: recall(start, prompts_of(start, config, data, args.sft), data, args.seed)}
+    recalls = {config["backbone"]: retrieval(start, prompts_of(start, config, data, args.sft), titles, args.seed)}
     reference, _ = load_sft(args.sft)
     prompts = prompts_of(reference, config, data, args.sft)
     pairs = training_pairs(runs, reference, prompts, data, args.pairs, args.seed)
@@ -94,7 +94,7 @@ def diagnose(args: argparse.Namespace, configs: dict[str, dict]) -> dict:
     for name in configs:  # the reference first
         backbone = reference if name == args.sft else load_run(name)[0]
         prompts = prompts_of(backbone, config, data, args.sft)
-        recalls[name] = recall(backbone, prompts, data, args.seed)
+        recalls[name] = retrieval(backbone, prompts, titles, args.seed)
         logps[name] = logps_of(backbone, prompts, pairs.examples)
         places[name] = places_of(backbone, prompts, examples, args.seed)
 
@@ -122,7 +122,7 @@ def diagnose(args: argparse.Namespace, configs: dict[str, dict]) -> dict:
         ]
         found["moved"][run] = moved(places[args.sft]["full"], places[run]["full"], targets)
         for row in found["moved"][run]["up"] + found["moved"][run]["down"]:
-            row["title"] = data.catalog.titles[row["item"]]
+            row["title"] = titles[row["item"]]
     found |= {"retrieval": recalls, "lost": {name: lost_by_length(each, history) for name, each in places.items()}}
     return found
 
@@ -141,10 +141,6 @@ def prompts_of(backbone: Backbone, config: dict, data: Dataset, sft: str) -> Pro
         item_view=config["item_view"],
         descriptions=data.descriptions(config["item_view"]),
     )
-
-
-def recall(backbone: Backbone, prompts: Prompts, data: Dataset, seed: int) -> dict:
-    return retrieval(backbone, prompts.images, data.catalog.titles, seed)
 
 
 def distributions(weighed: Weighed, beta: float) -> dict:

@@ -31,27 +31,31 @@ RETRIEVAL_ITEMS = 1000  # most items among which an image is looked for
 MODALITIES = ("full", "blank", "shuffled")
 
 
-def retrieval(backbone: Backbone, images: CatalogImages, titles: Sequence[str], seed: int) -> dict[str, dict]:
+def retrieval(backbone: Backbone, prompts: Prompts, titles: Sequence[str], seed: int) -> dict[str, dict]:
     """How often an item's image is the nearest, or among the ten nearest, to its title in the model's own spaces.
 
     input: the space that the language model reads, as hardness does (`hardness.embed_modalities`): the mean of a
-        title's token embeddings, and of an image's features behind the connector.
-    hidden: what the language model's last layer makes of these. It reads the title alone, or the image alone, behind
-        the beginning of a chat; the mean over the tokens of the title, or of the image. Left out where a model cannot
-        read packed prompts.
+        title's token embeddings against the mean of an image's features behind the connector.
+    output: the space in which the language model names things, where a product of two points is a logit: the mean of
+        the title tokens' rows of the output head against the last layer's hidden state at the image's last token, when
+        the image stands alone behind the opening of a prompt. It tells which title the model expects after an image.
+        Left out where a model cannot read packed prompts.
     In each, the mean over all titles is taken from every title and the mean over all images from every image, since the
     two kinds lie apart as wholes; then cosine similarity. Over the items with an image, at most 1,000, drawn by seed.
     Returns: for each space recall@1 and recall@10, 0 to 1; and under "chance" what guessing would give, and the items.
     """
+    images = prompts.images
     shown = [item for item in range(len(titles)) if images.placeholders(item)]
     shown = sorted(rng(seed, "retrieval").permutation(shown)[:RETRIEVAL_ITEMS].tolist())
     if not shown:
         return {}
     spaces = {"input": [space[shown] for space in embed_modalities(backbone, images, titles)]}
     if not backbone.layout.plain:
-        named = [Prompt(backbone.prefix + backbone.title_tokens(titles[item]), []) for item in shown]
-        seen = [Prompt(backbone.prefix + images.placeholders(item), [item]) for item in shown]
-        spaces["hidden"] = [hidden_means(backbone, images, prompts) for prompts in (named, seen)]
+        table = backbone.model.get_output_embeddings().weight.detach()
+        named = [table[backbone.title_tokens(titles[item])].float().mean(dim=0).cpu() for item in shown]
+        opening = prompts.opening + prompts.newline
+        seen = [Prompt(opening + images.placeholders(item), [item]) for item in shown]
+        spaces["output"] = [torch.stack(named), last_states(backbone, images, seen)]
     made = {"chance": {"recall@1": 1 / len(shown), "recall@10": min(1, 10 / len(shown)), "items": len(shown)}}
     for space, (text, image) in spaces.items():
         text, image = (normalize(each - each.mean(dim=0), dim=1) for each in (text, image))
@@ -61,19 +65,17 @@ def retrieval(backbone: Backbone, images: CatalogImages, titles: Sequence[str], 
 
 
 @torch.no_grad()
-def hidden_means(backbone: Backbone, images: CatalogImages, prompts: Sequence[Prompt]) -> Tensor:
-    """The last layer's hidden states, averaged over a prompt's tokens behind the chat's prefix, [prompts, width]."""
-    means = torch.empty(len(prompts), backbone.width)
+def last_states(backbone: Backbone, images: CatalogImages, prompts: Sequence[Prompt]) -> Tensor:
+    """The last layer's hidden state at each prompt's last token, as the output head reads it, [prompts, width]."""
+    states = torch.empty(len(prompts), backbone.width)
     for batch in batches([len(prompt.ids) for prompt in prompts], 8192):
         own = [prompts[i] for i in batch]
         packed = pack_for(backbone, images, own, [[[backbone.pad]]] * len(own))  # the response is not read
         inputs = packed_inputs(packed, backbone.layout, backbone.device, backbone.compute)
         inputs |= images.outputs(backbone, [item for prompt in own for item in prompt.images])
         hidden = backbone.model(**inputs, use_cache=False, output_hidden_states=True).hidden_states[-1]
-        for i, prompt, row, column in zip(batch, own, packed.row.tolist(), packed.column.tolist()):
-            first = column + 1 - len(prompt.ids) + len(backbone.prefix)
-            means[i] = hidden[row, first : column + 1].float().mean(dim=0).cpu()
-    return means
+        states[batch] = hidden[packed.row, packed.column].float().cpu()
+    return states
 
 
 # places of targets

@@ -113,18 +113,19 @@ def recalls(found: dict) -> str:
         return "The catalogue has no images."
     rows = []
     for model, each in found["retrieval"].items():
-        cells = [each.get(space, {}).get(name) for space in ("input", "hidden") for name in ("recall@1", "recall@10")]
+        cells = [each.get(space, {}).get(name) for space in ("input", "output") for name in ("recall@1", "recall@10")]
         rows.append([model, *(NONE if value is None else f"{value:.3f}" for value in cells)])
     cells = [f"{chance[name]:.3f}" for name in ("recall@1", "recall@10")]
     rows.append(["chance", *cells, *cells])
-    header = ["model", "input: recall@1", "recall@10", "last layer: recall@1", "recall@10"]
+    header = ["model", "input: recall@1", "recall@10", "output: recall@1", "recall@10"]
     return (
         f"For each of {chance['items']} items: is its image the nearest of all images to its title (recall@1), or "
         "among the ten nearest (recall@10)? Shares, 0 to 1. Input: a title's mean token embedding against an image's "
-        "mean feature behind the connector. Last layer: the mean hidden state over the tokens of a title, or of an "
-        "image, each read alone. Both by cosine similarity, after the mean of all titles and the mean of all images "
-        "are taken away. The first row is the backbone before SFT. A title of the toy catalogue says nothing of its "
-        f"image, so that there only learned pairs (`--name-history`) are above chance.\n\n{markdown(header, rows)}"
+        "mean feature behind the connector. Output: the mean of the title tokens' rows of the output head against the "
+        "last hidden state behind the image, so which title the model expects after it. Both by cosine similarity, "
+        "after the mean of all titles and the mean of all images are taken away. The first row is the backbone before "
+        "SFT. A title of the toy catalogue says nothing of its image, so that there only pairs that were learned (SFT "
+        f"with `--name-history`) are above chance.\n\n{markdown(header, rows)}"
     )
 
 

@@ -22,6 +22,7 @@ import diagnose_tables
 
 from hanorec.errors import DataError
 from hanorec.models.packing import Prompt
+from hanorec.models.prompts import Prompts
 from hanorec.training.options import DPOOptions
 
 FEW = ["--epochs", 2, "--batch-size", 16, "--train-users", 16, "--validate-users", 4, "--candidates", 8,
@@ -79,7 +80,7 @@ def test_the_diagnostics_of_a_run_are_those_of_its_training(call, trained, tmp_p
     (dashes,) = [line for line in page.splitlines() if "/dpo" in line and "| dpo |" in line.replace("  ", "")]
     assert dashes.count("–") == 6
     recalls = found["retrieval"]
-    assert len(recalls) == 4 and all(each.keys() == {"chance", "input", "hidden"} for each in recalls.values())
+    assert len(recalls) == 4 and all(each.keys() == {"chance", "input", "output"} for each in recalls.values())
     assert [cell["users"] for cell in found["lost"][str(trained / "sft")]][0] == 12
 
 
@@ -134,28 +135,37 @@ def test_the_course_has_means_and_extremes_of_each_part(tmp_path):
         diagnose_pairs.course(tmp_path)
 
 
-def test_an_image_that_equals_its_title_is_found(backbone, images, data, monkeypatch):
+@pytest.fixture
+def prompts(backbone, images, data):
+    return Prompts(backbone, images, data.catalog.titles, "next", list_candidates=False)
+
+
+def test_an_image_that_equals_its_title_is_found(backbone, prompts, data, monkeypatch):
     titles = data.catalog.titles
+    head = backbone.model.get_output_embeddings().weight.detach()
+    named = torch.stack([head[backbone.title_tokens(title)].mean(dim=0) for title in titles])
     points = torch.randn(len(titles), backbone.width, generator=torch.Generator().manual_seed(0))
-    both = {"apart": points + 5}  # a kind of token may lie apart as a whole
-    monkeypatch.setattr(diagnose_items, "embed_modalities", lambda *_: (points, both["apart"]))
-    found = diagnose_items.retrieval(backbone, images, titles, seed=1)
-    assert found["input"] == {"recall@1": 1, "recall@10": 1}
+    both = {"input": points + 5, "output": 3 * named - 1}  # a kind of token may lie apart as a whole
+    monkeypatch.setattr(diagnose_items, "embed_modalities", lambda *_: (points, both["input"]))
+    monkeypatch.setattr(diagnose_items, "last_states", lambda *_: both["output"])
+    found = diagnose_items.retrieval(backbone, prompts, titles, seed=1)
+    assert found["input"] == found["output"] == {"recall@1": 1, "recall@10": 1}
     assert found["chance"] == {"recall@1": 1 / len(titles), "recall@10": 10 / len(titles), "items": len(titles)}
-    both["apart"] = points.roll(1, dims=0)
-    assert diagnose_items.retrieval(backbone, images, titles, seed=1)["input"]["recall@1"] < 0.1
+    both |= {"input": points.roll(1, dims=0), "output": named.roll(1, dims=0)}
+    found = diagnose_items.retrieval(backbone, prompts, titles, seed=1)
+    assert found["input"]["recall@1"] < 0.1 and found["output"]["recall@1"] < 0.1
 
 
-def test_hidden_means_are_those_of_each_prompt_read_alone(backbone, images, data):
-    prefix = backbone.prefix
-    prompts = [Prompt(prefix + backbone.title_tokens(data.catalog.titles[item]), []) for item in (0, 1)]
-    prompts.append(Prompt(prefix + images.placeholders(2), [2]))
-    means = diagnose_items.hidden_means(backbone, images, prompts)
-    for prompt, mean in zip(prompts, means):
-        inputs = {"input_ids": torch.tensor([prompt.ids])} | images.outputs(backbone, prompt.images)
+def test_a_last_state_is_what_the_output_head_reads_behind_a_prompt(backbone, images):
+    """Prompts of several lengths in one forward; each read alone gives the same logits."""
+    prompts = [Prompt(backbone.prefix + images.placeholders(item), [item]) for item in (2, 3)]
+    prompts.append(Prompt(backbone.prefix + images.placeholders(4) + backbone.tokens("\n"), [4]))
+    states = diagnose_items.last_states(backbone, images, prompts)
+    for prompt, state in zip(prompts, states):
         with torch.no_grad():
-            hidden = backbone.model(**inputs, output_hidden_states=True).hidden_states[-1][0]
-        assert_close(mean, hidden[len(prefix) :].mean(dim=0), rtol=1e-4, atol=1e-5)
+            inputs = {"input_ids": torch.tensor([prompt.ids])} | images.outputs(backbone, prompt.images)
+            logits = backbone.model(**inputs).logits[0, -1]
+            assert_close(backbone.model.get_output_embeddings()(state), logits, rtol=1e-4, atol=1e-4)
 
 
 def test_what_is_lost_is_paired_by_user_and_told_by_length():
