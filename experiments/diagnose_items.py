@@ -22,10 +22,9 @@ from hanorec.evaluation.ranking import answer_with_model
 from hanorec.hardness import embed_modalities
 from hanorec.models.backbone import Backbone
 from hanorec.models.images import CatalogImages
-from hanorec.models.inputs import packed_inputs
 from hanorec.models.packing import Prompt
 from hanorec.models.prompts import Prompts
-from hanorec.models.scoring import batches, pack_for
+from hanorec.models.scoring import batches, score
 
 RETRIEVAL_ITEMS = 1000  # most items among which an image is looked for
 MODALITIES = ("full", "blank", "shuffled")
@@ -39,7 +38,6 @@ def retrieval(backbone: Backbone, prompts: Prompts, titles: Sequence[str], seed:
     output: the space in which the language model names things, where a product of two points is a logit: the mean of
         the title tokens' rows of the output head against the last layer's hidden state at the image's last token, when
         the image stands alone behind the opening of a prompt. It tells which title the model expects after an image.
-        Left out where a model cannot read packed prompts.
     In each, the mean over all titles is taken from every title and the mean over all images from every image, since the
     two kinds lie apart as wholes; then cosine similarity. Over the items with an image, at most 1,000, drawn by seed.
     Returns: for each space recall@1 and recall@10, 0 to 1; and under "chance" what guessing would give, and the items.
@@ -49,13 +47,13 @@ def retrieval(backbone: Backbone, prompts: Prompts, titles: Sequence[str], seed:
     shown = sorted(rng(seed, "retrieval").permutation(shown)[:RETRIEVAL_ITEMS].tolist())
     if not shown:
         return {}
-    spaces = {"input": [space[shown] for space in embed_modalities(backbone, images, titles)]}
-    if not backbone.layout.plain:
-        table = backbone.model.get_output_embeddings().weight.detach()
-        named = [table[backbone.title_tokens(titles[item])].float().mean(dim=0).cpu() for item in shown]
-        opening = prompts.opening + prompts.newline
-        seen = [Prompt(opening + images.placeholders(item), [item]) for item in shown]
-        spaces["output"] = [torch.stack(named), last_states(backbone, images, seen)]
+    table, opening = backbone.model.get_output_embeddings().weight.detach(), prompts.opening + prompts.newline
+    named = [table[backbone.title_tokens(titles[item])].float().mean(dim=0).cpu() for item in shown]
+    seen = [Prompt(opening + images.placeholders(item), [item]) for item in shown]
+    spaces = {
+        "input": [space[shown] for space in embed_modalities(backbone, images, titles)],
+        "output": [torch.stack(named), last_states(backbone, images, seen)],
+    }
     made = {"chance": {"recall@1": 1 / len(shown), "recall@10": min(1, 10 / len(shown)), "items": len(shown)}}
     for space, (text, image) in spaces.items():
         text, image = (normalize(each - each.mean(dim=0), dim=1) for each in (text, image))
@@ -67,14 +65,16 @@ def retrieval(backbone: Backbone, prompts: Prompts, titles: Sequence[str], seed:
 @torch.no_grad()
 def last_states(backbone: Backbone, images: CatalogImages, prompts: Sequence[Prompt]) -> Tensor:
     """The last layer's hidden state at each prompt's last token, as the output head reads it, [prompts, width]."""
-    states = torch.empty(len(prompts), backbone.width)
-    for batch in batches([len(prompt.ids) for prompt in prompts], 8192):
-        own = [prompts[i] for i in batch]
-        packed = pack_for(backbone, images, own, [[[backbone.pad]]] * len(own))  # the response is not read
-        inputs = packed_inputs(packed, backbone.layout, backbone.device, backbone.compute)
-        inputs |= images.outputs(backbone, [item for prompt in own for item in prompt.images])
-        hidden = backbone.model(**inputs, use_cache=False, output_hidden_states=True).hidden_states[-1]
-        states[batch] = hidden[packed.row, packed.column].float().cpu()
+    states, read = torch.empty(len(prompts), backbone.width), []
+    head = backbone.model.get_output_embeddings()
+    handle = head.register_forward_hook(lambda _, inputs, __: read.append(inputs[0][0]))
+    try:
+        for batch in batches([len(prompt.ids) for prompt in prompts], 8192):
+            any_token = [[[backbone.pad]]] * len(batch)  # a response of one token, so that the head reads one state
+            score(backbone, images, [prompts[i] for i in batch], any_token)
+            states[batch] = read.pop().float().cpu()
+    finally:
+        handle.remove()
     return states
 
 

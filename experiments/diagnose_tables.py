@@ -113,8 +113,8 @@ def recalls(found: dict) -> str:
         return "The catalogue has no images."
     rows = []
     for model, each in found["retrieval"].items():
-        cells = [each.get(space, {}).get(name) for space in ("input", "output") for name in ("recall@1", "recall@10")]
-        rows.append([model, *(NONE if value is None else f"{value:.3f}" for value in cells)])
+        cells = [each[space][name] for space in ("input", "output") for name in ("recall@1", "recall@10")]
+        rows.append([model, *(f"{value:.3f}" for value in cells)])
     cells = [f"{chance[name]:.3f}" for name in ("recall@1", "recall@10")]
     rows.append(["chance", *cells, *cells])
     header = ["model", "input: recall@1", "recall@10", "output: recall@1", "recall@10"]

@@ -50,6 +50,7 @@ def trained(script, toy_folder, random_backbone, runs):
 def call(script, monkeypatch, tmp_path):
     """diagnose.py as the command line calls it, on runs after one SFT run; its results go to a folder of their own."""
     monkeypatch.setattr(diagnose, "RESULTS", tmp_path)
+    monkeypatch.setattr(diagnose_items, "RETRIEVAL_ITEMS", 20)
 
     def call(sft, *runs, more=()):
         return script("diagnose", "--sft", sft, "--runs", *runs, *TO_DIAGNOSE, *more)
@@ -80,7 +81,7 @@ def test_the_diagnostics_of_a_run_are_those_of_its_training(call, trained, tmp_p
     (dashes,) = [line for line in page.splitlines() if "/dpo" in line and "| dpo |" in line.replace("  ", "")]
     assert dashes.count("–") == 6
     recalls = found["retrieval"]
-    assert len(recalls) == 4 and all(each.keys() == {"chance", "input", "output"} for each in recalls.values())
+    assert len(recalls) == 4 and all(each["chance"]["items"] == 20 for each in recalls.values())
     assert [cell["users"] for cell in found["lost"][str(trained / "sft")]][0] == 12
 
 
