@@ -49,6 +49,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=2025, help="seed that draws users, candidates and pairs")
     parser.add_argument("--name", default="diagnose", help="of the results files")
     args = parser.parse_args()
+    if args.users < 1:
+        raise DataError(f"--users {args.users}: at least one user has to be ranked")
     torch.set_num_threads(1)
     configs = read_configs(args.sft, args.runs)
     found = diagnose(args, configs)
@@ -78,52 +80,56 @@ def read_configs(sft: str, runs: list[str]) -> dict[str, dict]:
 def diagnose(args: argparse.Namespace, configs: dict[str, dict]) -> dict:
     """All numbers, as they are written to the JSON file."""
     config = configs[args.sft]
+    runs, courses = {run: options_of(configs[run]) for run in args.runs}, {run: course(run) for run in args.runs}
     data = open_dataset(config["data"])
+    titles = data.catalog.titles
     drawn = dict(task="next", history=config["history"], candidates=config["candidates"], seed=args.seed)
     examples = split_examples(data, args.split, users=args.users, **drawn)
-    runs, titles = {run: options_of(configs[run]) for run in args.runs}, data.catalog.titles
 
-    start = load_start(
-        config["backbone"], dtype=config["dtype"], views=config["image_views"], remote_code=config["remote_code"]
-    )
-    recalls = {config["backbone"]: retrieval(start, prompts_of(start, config, data, args.sft), titles, args.seed)}
     reference, _ = load_sft(args.sft)
     prompts = prompts_of(reference, config, data, args.sft)
     pairs = training_pairs(runs, reference, prompts, data, args.pairs, args.seed)
+    how = dict(dtype=config["dtype"], views=config["image_views"], remote_code=config["remote_code"])
+    start = load_start(config["backbone"], **how)
+    recalls = {config["backbone"]: retrieval(start, prompts_of(start, config, data, args.sft), titles, args.seed)}
     logps, places = {}, {}
-    for name in configs:  # the reference first
+    for name in configs:
         backbone = reference if name == args.sft else load_run(name)[0]
         prompts = prompts_of(backbone, config, data, args.sft)
         recalls[name] = retrieval(backbone, prompts, titles, args.seed)
         logps[name] = logps_of(backbone, prompts, pairs.examples)
-        places[name] = places_of(backbone, prompts, examples, args.seed)
+        places[name] = places_of(backbone, prompts, examples, args.seed, name)
 
-    by = next((run for run, options in runs.items() if adapts(options)), args.runs[0])
+    by = next((run for run, options in runs.items() if adapts(options)), args.runs[0])  # whose λ makes the quintiles
     groups = quintiles(pairs.hardness[by])
+    likelier = (logps[args.sft][:, :1] > logps[args.sft][:, 1:]).flatten()
     history = np.array([len(example.history) for example in examples])
-    targets = [example.targets[0] for example in examples]
-    found: dict = {"options": vars(args), "candidates": config["candidates"], "users": len(examples)}
-    found |= {"pairs": len(pairs.hardness[by]), "hardness of": by, "runs": {}, "moved": {}}
-    chosen_likelier = logps[args.sft][:, :1] > logps[args.sft][:, 1:]
-    found["sft quintiles"] = [{"likelier": share(chosen_likelier.flatten()[group])} for group in groups]
+    found = {
+        "options": vars(args),
+        "users": len(examples),
+        "candidates": config["candidates"],
+        "pairs": len(likelier),
+        "hardness of": by,
+        "hardness": [pairs.hardness[by][group].mean().item() for group in groups],
+        "sft": [{"likelier": share(likelier[group])} for group in groups],
+        "retrieval": recalls,
+        "lost": {name: lost_by_length(each, history) for name, each in places.items()},
+        "runs": {},
+    }
     for run, options in runs.items():
         weighed = weigh_pairs(options, pairs.hardness[run], logps[run], logps[args.sft])
-        about = {"loss": options.loss, "recipe": options.recipe, "beta": options.beta, "adapts": adapts(options)}
-        found["runs"][run] = about | {"course": course(run), "pairs": distributions(weighed, options.beta)}
-        found["runs"][run]["quintiles"] = [
-            {
-                "hardness": pairs.hardness[by][group].mean().item(),
-                "margin": weighed.margin[group].mean().item(),
-                "accuracy": share(weighed.margin[group] > 0),
-                "likelier": share(weighed.likelier[group]),
-                "weight": None if weighed.weight is None else weighed.weight[group].mean().item(),
-            }
-            for group in groups
-        ]
-        found["moved"][run] = moved(places[args.sft]["full"], places[run]["full"], targets)
-        for row in found["moved"][run]["up"] + found["moved"][run]["down"]:
+        moves = moved(places[args.sft]["full"], places[run]["full"], [example.targets[0] for example in examples])
+        for row in [*moves["up"], *moves["down"]]:
             row["title"] = titles[row["item"]]
-    found |= {"retrieval": recalls, "lost": {name: lost_by_length(each, history) for name, each in places.items()}}
+        found["runs"][run] = {
+            "loss": options.loss,
+            "recipe": options.recipe if adapts(options) else None,
+            "beta": options.beta,
+            "course": courses[run],
+            "pairs": distributions(weighed, options.beta),
+            "quintiles": [of_group(weighed, group) for group in groups],
+            "moved": moves,
+        }
     return found
 
 
@@ -152,6 +158,16 @@ def distributions(weighed: Weighed, beta: float) -> dict:
     parts = {"λ": weighed.hardness, "η": weighed.responsiveness, "β / β₀": ratio}
     quantiles = {name: np.quantile(values.double().numpy(), LEVELS).tolist() for name, values in parts.items()}
     return quantiles | {"adapted": share((ratio - 1).abs() > ADAPTED)}
+
+
+def of_group(weighed: Weighed, group: Tensor) -> dict:
+    """Means over a group of pairs, given by their numbers."""
+    return {
+        "weight": None if weighed.weight is None else weighed.weight[group].mean().item(),
+        "margin": weighed.margin[group].mean().item(),
+        "accuracy": share(weighed.margin[group] > 0),
+        "likelier": share(weighed.likelier[group]),
+    }
 
 
 def share(holds: Tensor) -> float:

@@ -81,12 +81,16 @@ def last_states(backbone: Backbone, images: CatalogImages, prompts: Sequence[Pro
 # places of targets
 
 
-def places_of(backbone: Backbone, prompts: Prompts, examples: Sequence[Example], seed: int) -> dict[str, list]:
-    """(ahead, tied) of every user's target, [users] each, by what stands for the images (`MODALITIES`)."""
+def places_of(
+    backbone: Backbone, prompts: Prompts, examples: Sequence[Example], seed: int, name: str
+) -> dict[str, list]:
+    """(ahead, tied) of every user's target, [users] each, by what stands for the images (`MODALITIES`). name: the
+    model's in the progress bar."""
     made = {}
     for modality in MODALITIES:
         prompts.images.set_modality(backbone, modality, rng(seed, "shuffled"))
-        made[modality] = [*target_places(answer_with_model(backbone, prompts, examples, progress=modality), examples)]
+        answers = answer_with_model(backbone, prompts, examples, progress=f"{name}, {modality}")
+        made[modality] = [*target_places(answers, examples)]
     prompts.images.set_modality(backbone, "full")
     return made
 

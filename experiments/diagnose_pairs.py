@@ -71,7 +71,7 @@ def training_pairs(
 ) -> Pairs:
     """Draw training examples of the runs, and λ of each of their pairs in each run.
 
-    Errors: DataError where two runs were trained on other pairs.
+    Errors: DataError where two runs were trained on other pairs, and for fewer than five.
     """
     first: list[Example] = []
     hardness = {}
@@ -84,6 +84,10 @@ def training_pairs(
             raise DataError(f"{run} and {next(iter(runs))}: were trained on other pairs; diagnose them apart")
         hardness[run] = pair_hardness(similarities, examples, temperature=options.temperature)
     drawn = rng(seed, "pairs").permutation(len(first))[:number].tolist()
+    if len(drawn) < PARTS:
+        raise DataError(
+            f"--pairs {number}: {PARTS} groups by hardness take as many of the {len(first)} examples at least"
+        )
     return Pairs([first[i] for i in drawn], {run: each[drawn].flatten() for run, each in hardness.items()})
 
 

@@ -68,9 +68,8 @@ def test_the_diagnostics_of_a_run_are_those_of_its_training(call, trained, tmp_p
     found = json.loads((tmp_path / "few.json").read_text())
     last = json.loads((trained / "hanorec" / "metrics.jsonl").read_text().splitlines()[0])
     dpo, hanorec = (found["runs"][str(trained / name)] for name in ("dpo", "hanorec"))
-    assert found["pairs"] == 16 and not dpo["pairs"] and not dpo["adapts"]
-    groups = [cell["hardness"] for cell in hanorec["quintiles"]]
-    assert groups == sorted(groups) and groups == [cell["hardness"] for cell in dpo["quintiles"]]
+    assert found["pairs"] == 16 and not dpo["pairs"] and dpo["recipe"] is None
+    assert found["hardness of"] == str(trained / "hanorec") and found["hardness"] == sorted(found["hardness"])
     hardness = drawn[0].hardness[str(trained / "hanorec")]
     assert last["hardness_std"] > 0.001
     assert hardness.std(correction=0).item() == pytest.approx(last["hardness_std"], abs=1e-5)
@@ -78,8 +77,10 @@ def test_the_diagnostics_of_a_run_are_those_of_its_training(call, trained, tmp_p
     assert len(hanorec["pairs"]["η"]) == 5 and len(hanorec["course"]) == 2
     page = (tmp_path / "few.md").read_text()
     assert page.strip() in out
-    (dashes,) = [line for line in page.splitlines() if "/dpo" in line and "| dpo |" in line.replace("  ", "")]
-    assert dashes.count("–") == 6
+    _, over_training, after_training, *_ = page.split("\n## ")
+    for section in (over_training, after_training):
+        (row,) = [line for line in section.splitlines() if line.startswith(f"| {trained / 'dpo'} ")]
+        assert all(cell.strip() == "–" for cell in row.split("|")[2:-1])
     recalls = found["retrieval"]
     assert len(recalls) == 4 and all(each["chance"]["items"] == 20 for each in recalls.values())
     assert [cell["users"] for cell in found["lost"][str(trained / "sft")]][0] == 12
@@ -197,14 +198,15 @@ def test_items_that_moved_most_have_three_users_and_stand_by_their_mean():
     assert found["down"] == [{"item": 8, "users": 3, "up": -1.0}]
     assert found["mean"]["value"] == pytest.approx(24 / 8) and found["items"] == 2
     assert (found["moved up"], found["moved down"]) == (5 / 8, 3 / 8)
-    assert "give more --users" in diagnose_tables.items(found | {"up": [], "down": []})
+    assert "--users ranks more" in diagnose_tables.items(found | {"up": [], "down": []})
 
 
 def test_folders_that_cannot_be_diagnosed_are_one_clear_line(call, trained, script, tmp_path):
-    def refused(*folders) -> str:
-        status, _, errors = call(*folders)
-        assert status == 2 and errors.count("\n") == 1, errors
-        return errors
+    def refused(*folders, more=()) -> str:
+        status, _, errors = call(*folders, more=more)
+        last = errors.splitlines()[-1]
+        assert status == 2 and errors.count("error: ") == 1 and "Traceback" not in errors, errors
+        return last
 
     assert "not a run's folder" in refused(trained / "sft", tmp_path)
     assert "a run of kind 'sft', not 'dpo'" in refused(trained / "sft", trained / "sft")
@@ -213,13 +215,14 @@ def test_folders_that_cannot_be_diagnosed_are_one_clear_line(call, trained, scri
     shutil.copytree(trained / "sft", tmp_path / "sft")
     assert "give it as --sft" in refused(tmp_path / "sft", trained / "hanorec")
     script("train_dpo", "--sft", trained / "sft", "--output", tmp_path / "other", *FEW, "--seed", 3)
-    status, _, errors = call(trained / "sft", trained / "hanorec", tmp_path / "other")
-    assert status == 2 and errors.count("other pairs; diagnose them apart") == 1
+    assert "other pairs; diagnose them apart" in refused(trained / "sft", trained / "hanorec", tmp_path / "other")
+    assert "--pairs 4: " in refused(trained / "sft", trained / "hanorec", more=("--pairs", 4))
+    assert "--users 0: " in refused(trained / "sft", trained / "hanorec", more=("--users", 0))
 
 
 def test_figures_of_the_page_are_those_of_the_log():
     """β / β₀ of a part of the log, by hand."""
     part = {"first": 0, "last": 10, "hardness_mean": 1.0, "hardness_std": 0.05, "beta_mean": 0.11, "adapted": 0.25}
     part |= {"beta_min:min": 0.05, "beta_max:max": 0.2, "responsiveness:median": 1.1, "responsiveness:min": 0.9}
-    cells = diagnose_tables.beta_cells(part | {"responsiveness:max": math.pi}, beta=0.1)
-    assert cells == ["0 to 10", "1.000 ± 0.050", "1.10 [0.90, 3.14]", "1.10 [0.50, 2.00]", "25%"]
+    cells = diagnose_tables.cells_of_beta(part | {"responsiveness:max": math.pi}, beta=0.1)
+    assert cells == ["1.000 ± 0.050", "1.100 [0.900, 3.142]", "1.100 [0.500, 2.000]", "25%"]
