@@ -201,7 +201,7 @@ def test_items_that_moved_most_have_three_users_and_stand_by_their_mean():
     assert "--users ranks more" in diagnose_tables.items(found | {"up": [], "down": []})
 
 
-def test_folders_that_cannot_be_diagnosed_are_one_clear_line(call, trained, script, tmp_path):
+def test_folders_that_cannot_be_diagnosed_are_one_clear_line(call, trained, tmp_path):
     def refused(*folders, more=()) -> str:
         status, _, errors = call(*folders, more=more)
         last = errors.splitlines()[-1]
@@ -214,7 +214,9 @@ def test_folders_that_cannot_be_diagnosed_are_one_clear_line(call, trained, scri
     assert "is not finished" in refused(trained / "sft", tmp_path / "unfinished")
     shutil.copytree(trained / "sft", tmp_path / "sft")
     assert "give it as --sft" in refused(tmp_path / "sft", trained / "hanorec")
-    script("train_dpo", "--sft", trained / "sft", "--output", tmp_path / "other", *FEW, "--seed", 3)
+    shutil.copytree(trained / "hanorec", tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"seed": 3}))  # which draws the pairs
     assert "other pairs; diagnose them apart" in refused(trained / "sft", trained / "hanorec", tmp_path / "other")
     assert "--pairs 4: " in refused(trained / "sft", trained / "hanorec", more=("--pairs", 4))
     assert "--users 0: " in refused(trained / "sft", trained / "hanorec", more=("--users", 0))
