@@ -19,7 +19,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from diagnose_items import lost_by_length, moved, places_of, retrieval
-from diagnose_pairs import Weighed, adapts, course, logps_of, options_of, quintiles, training_pairs, weigh_pairs
+from diagnose_pairs import (
+    Weighed,
+    adapts,
+    course,
+    logps_of,
+    mean_logps,
+    options_of,
+    quintiles,
+    training_pairs,
+    weigh_pairs,
+)
 from diagnose_tables import document
 from torch import Tensor
 
@@ -111,6 +121,7 @@ def diagnose(args: argparse.Namespace, configs: dict[str, dict]) -> dict:
         "pairs": len(likelier),
         "hardness of": by,
         "hardness": [pairs.hardness[by][group].mean().item() for group in groups],
+        "logps": {name: mean_logps(each, prompts, pairs.examples) for name, each in logps.items()},
         "sft": [{"likelier": share(likelier[group])} for group in groups],
         "retrieval": recalls,
         "lost": {name: lost_by_length(each, history) for name, each in places.items()},

@@ -111,6 +111,14 @@ def logps_of(backbone: Backbone, prompts: Prompts, examples: Sequence[Example]) 
     return score_all(backbone, prompts.images, x, y, weights="").view(len(examples), -1)
 
 
+def mean_logps(logps: Tensor, prompts: Prompts, examples: Sequence[Example]) -> dict[str, float]:
+    """Means over examples of `logps_of` them, in nats a response and a token, by the names that logs have for them."""
+    tokens = torch.tensor([[len(y) for y in (prompts.chosen(e), *prompts.rejected(e))] for e in examples])
+    columns = {"chosen_logp": slice(0, 1), "rejected_logp": slice(1, None)}
+    made = {name: logps[:, own].mean().item() for name, own in columns.items()}
+    return made | {f"{name}_per_token": (logps / tokens)[:, own].mean().item() for name, own in columns.items()}
+
+
 def weigh_pairs(options: DPOOptions, hardness: Tensor, logps: Tensor, reference_logps: Tensor) -> Weighed:
     """Eqs. 7, 8 and 11 for pairs that come in batches of the size with which the run was trained, without noise.
 

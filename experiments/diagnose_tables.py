@@ -87,25 +87,28 @@ def by_hardness(found: dict) -> str:
         f"The same pairs in fifths by λ, which {found['hardness of']} computes; the hardest, with the smallest λ, come "
         "first. All numbers are means over a fifth. Gradient weight: β σ(−βΔ), the size of the gradient that a pair "
         "gives to its margin Δ. Δ: by how many nats the policy prefers the chosen response more than the reference "
-        "does. Δ > 0: the share of pairs where it does, which training logs as accuracy. Chosen likelier: the share "
-        "of pairs where the model gives the chosen response the higher probability.\n\n"
+        "does. Δ > 0: the share of pairs where it does. Chosen likelier: the share of pairs where the model gives the "
+        "chosen response the higher probability.\n\n"
         + markdown(["model", "fifth", "λ", "gradient weight", "Δ", "Δ > 0", "chosen likelier"], rows)
     )
 
 
 def log_probabilities(found: dict) -> str:
     names = ("chosen_logp", "rejected_logp", "chosen_logp_per_token", "rejected_logp_per_token", "accuracy")
-    rows = [
-        [run, steps(part), *(f"{part[name]:.3f}" if name in part else NONE for name in names)]
-        for run, about in found["runs"].items()
-        for part in about["course"]
-    ]
-    header = ["run", "steps", "chosen", "rejected", "chosen, a token", "rejected, a token", "Δ > 0"]
+    rows = []
+    for run, about in found["runs"].items():
+        parts = {steps(part): part for part in about["course"]}
+        before, after = found["logps"][found["options"]["sft"]], found["logps"][run]
+        for when, part in (parts | {"same pairs, before": before, "same pairs, after": after}).items():
+            rows.append([run, when, *(f"{part[name]:.3f}" if name in part else NONE for name in names)])
+    header = ["run", "steps", "chosen", "rejected", "chosen, a token", "rejected, a token", "accuracy"]
     return (
         "log π of chosen and rejected responses, in nats a response and in nats a token, by the run's log (with noise "
-        "and dropout); a line is a fifth of the logged steps, and its numbers are means. Where both fall, training "
-        "takes chosen responses down together with the rejected ones. Δ > 0: the share of pairs where the policy "
-        f"prefers the chosen response more than the reference does.\n\n{markdown(header, rows)}"
+        "and dropout); a line is a fifth of the logged steps, and its numbers are means. Every step has other pairs, "
+        f"so the last two lines of a run compare the {found['pairs']} pairs of above, by the reference and by the "
+        "trained policy without noise. Where both fall, training takes chosen responses down together with the "
+        "rejected ones. Accuracy: the share of a step's pairs where the chosen response has the larger reward; in DPO "
+        f"and HaNoRec that is Δ > 0.\n\n{markdown(header, rows)}"
     )
 
 
@@ -170,7 +173,7 @@ def items(moved: dict) -> str:
 
 
 def steps(part: dict) -> str:
-    return f"{part['first']} to {part['last']}"
+    return f"{part['first']} to {part['last']}" if part["first"] < part["last"] else str(part["first"])
 
 
 def interval(difference: dict, how: str) -> str:

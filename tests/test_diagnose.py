@@ -58,6 +58,11 @@ def call(script, monkeypatch, tmp_path):
     return call
 
 
+@pytest.fixture
+def prompts(backbone, images, data):
+    return Prompts(backbone, images, data.catalog.titles, "next", list_candidates=False)
+
+
 def test_the_diagnostics_of_a_run_are_those_of_its_training(call, trained, tmp_path, monkeypatch):
     """A batch is all 16 pairs, so that the log's deviation of λ is that of the pairs drawn here."""
     drawn = []
@@ -120,6 +125,21 @@ def test_parts_of_hanorec_that_were_off_have_no_effect():
     assert weighed.hardness.tolist() == [1] * 6 and weighed.responsiveness.tolist() == [1] * 2
 
 
+def test_log_probabilities_are_told_a_response_and_a_token(prompts):
+    """Of a chosen response of 2 tokens and rejected ones of 3 and 4; and one of 4, 2 and 1."""
+    lengths = {"one": [2, 3, 4], "other": [4, 2, 1]}
+    prompts.chosen = lambda example: [0] * lengths[example][0]
+    prompts.rejected = lambda example: [[0] * length for length in lengths[example][1:]]
+    logps = torch.tensor([[-2.0, -6, -4], [-12, -2, -4]])
+    found = diagnose_pairs.mean_logps(logps, prompts, ["one", "other"])
+    assert found == {
+        "chosen_logp": -7,
+        "rejected_logp": -4,
+        "chosen_logp_per_token": -2,
+        "rejected_logp_per_token": -2,
+    }
+
+
 def test_quintiles_begin_with_the_hardest_pairs():
     groups = diagnose_pairs.quintiles(torch.tensor([1.5, 0.5, 1.1, 0.9, 1.2, 0.6, 1.3, 1.0, 0.7, 1.4]))
     assert [group.tolist() for group in groups] == [[1, 5], [8, 3], [7, 2], [4, 6], [9, 0]]
@@ -135,11 +155,6 @@ def test_the_course_has_means_and_extremes_of_each_part(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps(lines[3]))
     with pytest.raises(DataError, match="no training step"):
         diagnose_pairs.course(tmp_path)
-
-
-@pytest.fixture
-def prompts(backbone, images, data):
-    return Prompts(backbone, images, data.catalog.titles, "next", list_candidates=False)
 
 
 def test_an_image_that_equals_its_title_is_found(backbone, prompts, data, monkeypatch):
