@@ -45,8 +45,8 @@ STARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "long-unbiased": ("long", _LONG_SFT),
     "long-biased": ("long-exchanged", _LONG_SFT),
     "small": ("small", _SMALL),
-    "ml-100k-20": _real("whole-titles", 20, 6),
-    "ml-100k-5": _real("whole-titles", 5, 6),
+    "ml-100k-20": _real("whole-titles", 20, 8),
+    "ml-100k-5": _real("whole-titles", 5, 8),
 }
 SFT_TRIALS = {  # of SFT on real data, measured on validation users alone
     "ml-100k-tiny": _real("tiny", 20, 1),
