@@ -54,6 +54,9 @@ SFT_TRIALS = {  # of SFT on real data, measured on validation users alone
     "ml-100k-words-named": _real("words", 20, 1, "--name-history"),
     "ml-100k-titles": _real("whole-titles", 20, 1),
     "ml-100k-titles-named": _real("whole-titles", 20, 1, "--name-history"),
+    "ml-100k-titles-b80": _real("whole-titles", 20, 1, "--batch-size", "80"),
+    "ml-100k-titles-b80-2e-3": _real("whole-titles", 20, 1, "--batch-size", "80", "--learning-rate", "2e-3"),
+    "ml-100k-titles-3e-4": _real("whole-titles", 20, 1, "--learning-rate", "3e-4"),
     "ml-100k-titles-3e-3": _real("whole-titles", 20, 1, "--learning-rate", "3e-3"),
 }
 STARTS |= SFT_TRIALS
