@@ -38,10 +38,11 @@ def _real(backbone: str, history: int, epochs: int, *more: str) -> tuple[str, tu
     return REAL, (*REAL_SFT, "--backbone", backbone, "--history", str(history), "--epochs", str(epochs), *more)
 
 
+_EARLY = ("--max-steps", "500", "--windows", "every", "--validate-every", "200")
 STARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "full": ("toy", ()),
-    "early": ("toy", ("--max-steps", "500")),
-    "biased": ("exchanged", ("--max-steps", "500")),
+    "early": ("toy", _EARLY),
+    "biased": ("exchanged", _EARLY),
     "long-unbiased": ("long", _LONG_SFT),
     "long-biased": ("long-exchanged", _LONG_SFT),
     "small": ("small", _SMALL),

@@ -74,7 +74,7 @@ def test_without_arguments_every_option_has_its_default(call, kind):
 
 def test_defaults_of_the_two_stages_and_of_evaluation(call):
     sft, dpo, evaluation = (call(kind) for kind in KINDS)
-    assert (sft.epochs, sft.learning_rate, sft.windows, sft.output) == (2.0, 1e-3, None, "runs/sft")
+    assert (sft.epochs, sft.learning_rate, sft.windows, sft.output) == (3.0, 1e-3, None, "runs/sft")
     assert (dpo.epochs, dpo.learning_rate, dpo.windows, dpo.output) == (1.0, 1e-4, "last", "runs/hanorec")
     assert (sft.task, sft.protocol, sft.candidates, sft.list_candidates) == ("next", "standard", None, None)
     assert (dpo.task, dpo.protocol, dpo.candidates, dpo.list_candidates) == (None, None, None, None)
@@ -306,7 +306,7 @@ def test_the_releases_protocol_fixes_what_is_not_given(call, task, history, cand
     assert (options.list_candidates, options.windows) == (True, "last")
     options = call(SFTOptions)
     apply_protocol(options, "standard", STANDARD)
-    assert (options.history, options.candidates, options.list_candidates, options.windows) == (None, 20, False, "every")
+    assert (options.history, options.candidates, options.list_candidates, options.windows) == (None, 20, False, "nested")
 
 
 @pytest.mark.parametrize(
