@@ -110,7 +110,7 @@ def test_the_control_sees_the_same_windows_for_the_same_steps(monkeypatch):
 
     control, dpo = options("sft-continued"), options("dpo")
     assert control["backbone"] == dpo["sft"] and control["lora"] == "on"
-    for name in ("data", "windows", "train_users", "epochs", "max_steps", "batch_size", "seed", "lora_rank", "learning_rate",
+    for name in ("data", "windows", "train_users", "epochs", "max_steps", "batch_size", "seed", "lora_rank",
                  "validate_every", "validate_users"):  # fmt: skip
         assert control[name] == dpo[name], name
 

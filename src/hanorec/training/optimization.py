@@ -52,7 +52,9 @@ def adamw(model: torch.nn.Module, weight_decay: float) -> torch.optim.AdamW:
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
-    fused = all(p.device.type in ("cpu", "cuda") for p in trainable)  # one pass over each tensor: 5 times faster on CPUs
+    fused = all(
+        p.device.type in ("cpu", "cuda") for p in trainable
+    )  # one pass over each tensor: 5 times faster on CPUs
     return torch.optim.AdamW([group for group in groups if group["params"]], fused=fused or None)
 
 
