@@ -56,8 +56,8 @@ class DataOptions:
     windows: Optional[Literal["nested", "every", "last"]] = option(
         None,
         "train on all windows of a user's row, many in one forward (nested: a row is cut into chunks of --history "
-        "items and a target, and every position of a chunk is predicted from those before it) or one by one (every), or "
-        "on the last one only, as the paper does (default: nested; protocol release: last)",
+        "items and a target, and every position of a chunk is predicted from those before it) or one by one (every), "
+        "or on the last one only, as the paper does (default: nested; protocol release: last)",
     )
     train_users: Optional[int] = option(
         None, "number of windows to train on, drawn by the seed (default: all)", least=1
