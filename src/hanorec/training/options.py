@@ -21,7 +21,7 @@ Task = Literal["next", "top3", "yesno"]
 Protocol = Literal["standard", "release"]
 ItemView = Literal["image", "description", "both", "title"]
 MODALITIES = ("full", "blank", "shuffled", "no-titles")
-STANDARD = {"candidates": 20, "list_candidates": False, "windows": "nested"}  # where no protocol fixes another value
+STANDARD = {"candidates": 20, "list_candidates": False, "windows": "every"}  # where no protocol fixes another value
 
 
 @dataclass
@@ -55,9 +55,9 @@ class DataOptions:
     )
     windows: Optional[Literal["nested", "every", "last"]] = option(
         None,
-        "train on all windows of a user's row, many in one forward (nested: a row is cut into chunks of --history "
-        "items and a target, and every position of a chunk is predicted from those before it) or one by one (every), "
-        "or on the last one only, as the paper does (default: nested; protocol release: last)",
+        "train on all windows of a user's row, read one by one (every) or many in one forward (nested: a row is cut "
+        "into chunks of --history items and a target, and every position of a chunk is predicted from those before "
+        "it), or on the last one only, as the paper does (default: every; protocol release: last)",
     )
     train_users: Optional[int] = option(
         None, "number of windows to train on, drawn by the seed (default: all)", least=1
@@ -154,7 +154,7 @@ class CheckpointOptions:
 
 @dataclass
 class SFTOptimizationOptions(OptimizationOptions):
-    epochs: float = option(3.0, "passes over the training windows", least=0)
+    epochs: float = option(2.0, "passes over the training windows", least=0)
     learning_rate: float = option(
         1e-3, "peak of AdamW's learning rate; the paper's 0.0001 suits LoRA on a large model", least=0
     )
