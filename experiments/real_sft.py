@@ -84,7 +84,7 @@ def evaluation_command(run: Path, runs: Path) -> list[str]:
     """evaluate.py: the model with true, grey and exchanged images, and what knows items by number alone."""
     places = ["--runs", str(run), "--data", str(runs / "data" / REAL), "--cache", str(runs / "cache")]
     views = ["--split", "test", "--modality", "full", "blank", "shuffled"]
-    return ["evaluate.py", *places, *views, "--baselines", "popularity", "cooccurrence", "sasrec"]
+    return ["evaluate.py", *places, *views, "--baselines", "popularity", "co-occurrence", "sasrec"]
 
 
 def places_of_users(run: Path) -> dict:

@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 
 from hanorec.errors import DataError
+from hanorec.evaluation.baselines import baseline_names
 from hanorec.training.options import EvaluationOptions, SFTOptions, parse
 
 sys.path.insert(0, str(ROOT / "experiments"))
@@ -50,7 +51,8 @@ def test_the_scripts_take_the_commands(name, monkeypatch):
     options = parse(SFTOptions)
     assert (options.windows, options.seed, options.data) == ("nested", 3, "runs/data/ml-100k")
     monkeypatch.setattr(sys, "argv", evaluation_command(Path("runs/x"), Path("runs")))
-    assert parse(EvaluationOptions).split == "test"
+    options = parse(EvaluationOptions)
+    assert options.split == "test" and len(baseline_names(options.baselines)) == 3
 
 
 def test_a_cell_holds_places_and_the_table_is_of_its_places(tmp_path, monkeypatch):
