@@ -146,7 +146,7 @@ def test_table(cells: list[dict]) -> str:
             sft = np.stack([values(cell, "SFT", measure) for cell in cells])
             line += [f"{own.mean():.3f}", shown(None if row == "SFT" else paired_difference(sft - own), False)]
         rows.append(line)
-    return markdown(["method", "HR@1", "SFT has more", "NDCG@10", "SFT has more"], rows)
+    return markdown(["method", "HR@1", "SFT: more HR@1", "NDCG@10", "SFT: more NDCG@10"], rows)
 
 
 def values(cell: dict, row: str, measure: str) -> np.ndarray:
