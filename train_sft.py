@@ -18,10 +18,10 @@ import torch
 from hanorec import distributed
 from hanorec.data.dataset import open_dataset, split_examples
 from hanorec.data.examples import groups
-from hanorec.errors import exit_on_user_error
+from hanorec.errors import DataError, exit_on_user_error
 from hanorec.evaluation.ranking import validate
 from hanorec.models.images import CatalogImages, vision_trains
-from hanorec.models.lora import add_lora, lora_options, prepare_for_training
+from hanorec.models.lora import add_dropout, add_lora, lora_options, prepare_for_training
 from hanorec.models.prompts import Prompts, check_name_history, windows_for
 from hanorec.models.scoring import score
 from hanorec.training.loop import Run
@@ -47,13 +47,18 @@ def main() -> None:
     policy = load_start(
         options.backbone, dtype=options.dtype, views=options.image_views, remote_code=options.remote_code
     )
+    if options.cuts > 1 and options.windows != "nested":
+        raise DataError(f"--cuts {options.cuts}: windows {options.windows} are not cut; --windows nested are")
     windows = windows_for(policy.layout, options.windows)
     if options.name_history:
         check_name_history(policy.layout, options.protocol, options.item_view)
-    examples = split_examples(data, "train", windows=windows, users=options.train_users, **example_options(options))
+    drawn = example_options(options) | ({} if options.list_candidates else {"candidates": 1, "rejected": 0})
+    examples = split_examples(data, "train", windows=windows, cuts=options.cuts, users=options.train_users, **drawn)
     held_out = split_examples(data, "val", users=options.validate_users, **example_options(options))
     if options.lora == "on" or (options.lora == "auto" and policy.parameters > 20_000_000):
         policy = add_lora(policy, **lora_options(options))
+    if options.dropout:
+        add_dropout(policy, options.dropout)
     images = CatalogImages(
         policy,
         data.catalog.images,

@@ -59,6 +59,8 @@ SFT_TRIALS = {  # of SFT on real data, measured on validation users alone
     "ml-100k-titles-b80-2e-3": _real("whole-titles", 20, 1, "--batch-size", "80", "--learning-rate", "2e-3"),
     "ml-100k-titles-3e-4": _real("whole-titles", 20, 1, "--learning-rate", "3e-4"),
     "ml-100k-titles-3e-3": _real("whole-titles", 20, 1, "--learning-rate", "3e-3"),
+    "ml-100k-cuts-dropout-0.1": _real("whole-titles", 20, 1, "--cuts", "8", "--dropout", "0.1"),
+    "ml-100k-cuts-dropout-0.2": _real("whole-titles", 20, 1, "--cuts", "8", "--dropout", "0.2"),
 }
 STARTS |= SFT_TRIALS
 

@@ -88,7 +88,8 @@ def test_the_first_dpo_step_starts_at_the_reference(script, runs):
 
 def test_nested_windows_train_from_end_to_end(script, toy_folder, runs):
     """Over nested windows, too, DPO starts at the reference, in one forward or in several."""
-    status, _, errors = sft(script, toy_folder, runs, "nested", "--windows", "nested", "--name-history")
+    more = ("--name-history", "--cuts", 2, "--dropout", 0.1)
+    status, _, errors = sft(script, toy_folder, runs, "nested", "--windows", "nested", *more)
     assert status == 0, errors
     several = ("--rejected", 2, "--noise", "none", "--lora-dropout", 0)
     for name, more in (("nested-dpo", ()), ("nested-split", ("--forward-tokens", 100))):
@@ -98,6 +99,15 @@ def test_nested_windows_train_from_end_to_end(script, toy_folder, runs):
     assert whole[0]["margin"] == pytest.approx(0, abs=1e-4) and whole[0]["accuracy"] < 1
     for one, other in zip(whole, split, strict=True):
         assert other == pytest.approx(one, rel=2e-3, abs=1e-4) if "loss" in one else True
+
+
+def test_cuts_and_dropout_where_there_are_none_are_errors(script, toy_folder, runs):
+    for message, *more in (
+        ["--windows nested are", "--cuts", 2],
+        ["has --lora-dropout", "--dropout", 0.1, "--lora", "on"],
+    ):
+        status, _, errors = sft(script, toy_folder, runs, "nowhere", *more)
+        assert status == 2 and message in errors.splitlines()[-1], errors
 
 
 SOME = ["--max-steps", 2, "--train-users", 8, "--validate-users", 2, "--overwrite", "--rejected", 3]

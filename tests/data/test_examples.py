@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -136,6 +137,26 @@ def test_nested_examples_are_grouped_while_their_histories_go_on_from_one_anothe
     found, _ = windows(rows, history=2, which="nested")
     assert [[w.targets[0] for w in group] for group in groups(found, nested=True)] == [[1, 2], [3, 4], [1]]
     assert [[w.targets[0] for w in group] for group in groups(found, nested=False)] == [[1], [2], [3], [4], [1]]
+
+
+def test_more_cuts_predict_every_item_from_histories_of_other_lengths(data):
+    drawn = dict(windows="nested", history=2)
+    once, twice = (split_examples(data, "train", "next", cuts=cuts, **drawn) for cuts in (1, 2))
+    assert twice[: len(once)] == once and len(twice) == 2 * len(once)
+    lengths = defaultdict(list)
+    for example in twice:
+        lengths[example.user, example.targets].append(len(example.history))
+    assert {tuple(sorted(found)) for found in lengths.values()} == {(1, 1), (1, 2)}  # (1, 1): a row's second item
+    every = [split_examples(data, "train", "next", cuts=cuts, windows="every") for cuts in (1, 2)]
+    assert every[0] == every[1]
+
+
+def test_examples_can_be_made_without_candidates(data):
+    """For a model that is only to name the target, nothing is drawn; all else stays."""
+    drawn = dict(windows="every", candidates=1, rejected=0)
+    usual, bare = (split_examples(data, "train", "next", **more) for more in (dict(windows="every"), drawn))
+    assert all(e.candidates == e.targets and not e.rejected for e in bare)
+    assert bare == [replace(e, candidates=e.targets, rejected=()) for e in usual]
 
 
 def test_of_nested_windows_whole_groups_are_drawn(data):

@@ -116,6 +116,14 @@ def test_nested_windows_grow_within_chunks_that_are_cut_from_the_end_of_a_row():
     assert skipped == 0
 
 
+def test_a_shift_moves_the_cuts_of_nested_windows():
+    found, _ = windows([Sequence("u", tuple(range(6)))], history=2, which="nested", shift=1)
+    assert [window.history for window in found] == [(0,), (0, 1), (2,), (2, 3), (4,)]
+    assert windows([Sequence("u", tuple(range(6)))], history=2, which="nested", shift=2) == windows(
+        [Sequence("u", tuple(range(6)))], history=2, which="nested"
+    )
+
+
 def test_nested_windows_pass_over_a_target_that_their_chunk_has_shown():
     found, _ = windows([Sequence("u", (0, 1, 0, 2))], history=3, which="nested")
     assert [(window.history, window.targets) for window in found] == [((0,), (1,)), ((0, 1, 0), (2,))]

@@ -72,6 +72,7 @@ def split_examples(
     protocol: str = "standard",
     history: int | None = None,
     windows: str = "last",
+    cuts: int = 1,
     users: int | None = None,
     candidates: int = 20,
     rejected: int = 1,
@@ -83,8 +84,9 @@ def split_examples(
 
     protocol: "standard", or "release" for those of the authors' release (`release.py`), which fixes all that follows
     but users and seed. history: most items in a history (None: the paper's number for the task). windows: which windows
-    of a row are taken, as in `interactions.windows`. users: take only so many windows, drawn by the seed (None: all; of
-    nested windows whole groups are drawn, and so many on average). candidates, rejected: as in `make_examples`.
+    of a row are taken, as in `interactions.windows`; cuts: nested ones are cut so often, each time at other places.
+    users: take only so many windows, drawn by the seed (None: all; of nested windows whole groups are drawn, and so
+    many on average). candidates, rejected: as in `make_examples`.
     negatives, neighbours: strategy and neighbours of `Negatives`.
     Rows that are too short for the task are skipped, with one warning that counts them. Errors: DataError where
     the split cannot be read, has no row that is long enough, or where more candidates are wanted than there are items;
@@ -95,7 +97,9 @@ def split_examples(
         all_windows, skipped = release_windows(sequences, split, task)
     else:
         length, targets = history or HISTORY[task], TARGETS[task]
-        all_windows, skipped = cut_windows(sequences, history=length, targets=targets, which=windows)
+        shifts = [length * cut // cuts for cut in range(cuts if windows == "nested" else 1)]
+        found = [cut_windows(sequences, history=length, targets=targets, which=windows, shift=s) for s in shifts]
+        all_windows, skipped = [window for windows, _ in found for window in windows], found[0][1]
     if skipped:
         warnings.warn(
             f"{data.folder / f'{split}.tsv'}: {skipped} of {len(sequences)} rows are too short for "

@@ -81,6 +81,8 @@ class Negatives:
 
         Errors: DataError where the pool has too few items; ValueError for neighbours that were not given.
         """
+        if number == 0:
+            return []
         free = np.setdiff1d(self.pool, list(window.seen), assume_unique=True)  # in the pool's order
         if len(free) < number:
             raise DataError(

@@ -82,17 +82,18 @@ def windows(
     history: int = 5,
     targets: int = 1,
     which: str = "last",
+    shift: int = 0,
     minimum_history: int = 1,
 ) -> tuple[list[Window], int]:
     """The last window of every row (`which` = "last"), or all of them ("every", "nested"), in row order and then
     oldest first.
 
-    The targets are `targets` consecutive items, the history the `history` items before them or as many as
-    there are. Nested windows cut a row into chunks instead, from its end, so that each history begins where its chunk
-    does: it grows from 1 item to `history`, and then begins anew. Where a user chose a target before, the
-    history would hold the answer: those occurrences are left out of it, and such a nested window is skipped. A window
-    is skipped if its history then has fewer than `minimum_history` items, or if its targets are not `targets`
-    different items.
+    The targets are `targets` consecutive items, the history the `history` items before them or as many as there are.
+    Nested windows cut a row into chunks instead, from its end, so that each history begins where its chunk does: it
+    grows from 1 item to `history`, and then begins anew; `shift` moves the cuts by so many items. Where a user chose a
+    target before, the history would hold the answer: those occurrences are left out of it, and such a nested window is
+    skipped. A window is skipped if its history then has fewer than `minimum_history` items, or if its targets are not
+    `targets` different items.
 
     Returns the windows and the number of rows that gave none. Raises ValueError for lengths that make no
     sense.
@@ -108,7 +109,7 @@ def windows(
         items, seen, found = sequence.items, frozenset(sequence.items), len(result)
         last = len(items) - targets
         for position in range(max(minimum_history, last) if which == "last" else minimum_history, last + 1):
-            length = history - (last - position) % history if which == "nested" else history
+            length = history - (last - position + shift) % history if which == "nested" else history
             wanted, before = items[position : position + targets], items[max(0, position - length) : position]
             past = tuple(item for item in before if item not in wanted)
             trunk_holds_it = which == "nested" and past != before

@@ -1,4 +1,4 @@
-"""What trains: LoRA adapters through PEFT on chosen layers, or all weights.
+"""What trains: LoRA adapters through PEFT on chosen layers, or all weights; and its dropout.
 
 In: a `Backbone`. Out: another one that shares its weights and has a fresh adapter on top; what trains in float32.
 """
@@ -82,6 +82,29 @@ def prepare_for_training(backbone: Backbone, options) -> None:
         plain = model.get_base_model() if isinstance(model, PeftModel) else model
         distributed.shard_weights(model, language_model(plain).layers)  # type: ignore[arg-type]
     model.train()
+
+
+def add_dropout(backbone: Backbone, p: float) -> None:
+    """Drop elements of what the language model's first layer reads, and of what every attention and MLP adds to it,
+    with probability p while the model trains: the residual dropout of Vaswani et al. (arXiv 1706.03762, section 5.4),
+    which published models no longer have but small data need.
+
+    Errors: DataError for a model with LoRA, which has its own.
+    """
+    if isinstance(backbone.model, PeftModel):
+        raise DataError("--dropout: is of a model that trains whole; LoRA has --lora-dropout")
+    dropout = Dropout(p).train(backbone.model.training)
+
+    def dropped(output):
+        return (dropout(output[0]), *output[1:]) if isinstance(output, tuple) else dropout(output)
+
+    layers = list(language_model(backbone.model).layers)  # type: ignore[arg-type]
+    for layer in layers:
+        for block in layer.children():
+            if any(weight.ndim > 1 for weight in block.parameters()):  # attention or MLP, no norm
+                block.register_forward_hook(lambda _, inputs, output: dropped(output))
+    layers[0].register_forward_pre_hook(lambda _, inputs: dropped(inputs))
+    layers[0].add_module("dropout", dropout)  # so that it is on and off with the model
 
 
 class Dropout(torch.nn.Dropout):

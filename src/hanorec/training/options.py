@@ -158,6 +158,19 @@ class SFTOptimizationOptions(OptimizationOptions):
     learning_rate: float = option(
         1e-3, "peak of AdamW's learning rate; the paper's 0.0001 suits LoRA on a large model", least=0
     )
+    dropout: float = option(
+        0.0,
+        "probability of dropout on what every attention and MLP of the language model adds, and on what its first "
+        "layer reads; for a model that trains whole, against overfitting",
+        least=0,
+        most=0.9,
+    )
+    cuts: int = option(
+        1,
+        "nested windows: cut a row so often, each time at other places, so that an item is predicted from histories of "
+        "other lengths; an epoch is a pass over all of them",
+        least=1,
+    )
     name_history: bool = switch(
         False,
         "also learn to name each item of a history from its image and the items before it, in the same forward; it "
