@@ -38,6 +38,7 @@ def _real(backbone: str, history: int, epochs: int, *more: str) -> tuple[str, tu
     return REAL, (*REAL_SFT, "--backbone", backbone, "--history", str(history), "--epochs", str(epochs), *more)
 
 
+_TWENTY_PASSES = ("--cuts", "5", "--batch-size", "40")  # with 4 epochs
 _EARLY = ("--max-steps", "500", "--windows", "every", "--validate-every", "200")
 STARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "full": ("toy", ()),
@@ -60,7 +61,7 @@ SFT_TRIALS = {  # of SFT on real data, measured on validation users alone
     "ml-100k-titles-3e-4": _real("whole-titles", 20, 1, "--learning-rate", "3e-4"),
     "ml-100k-titles-3e-3": _real("whole-titles", 20, 1, "--learning-rate", "3e-3"),
     "ml-100k-cuts-dropout-0.1": _real("whole-titles", 20, 1, "--cuts", "8", "--dropout", "0.1"),
-    "ml-100k-cuts-dropout-0.2": _real("whole-titles", 20, 1, "--cuts", "8", "--dropout", "0.2"),
+    "ml-100k-long-dropout-0.15": _real("whole-titles", 20, 4, *_TWENTY_PASSES, "--dropout", "0.15"),
 }
 STARTS |= SFT_TRIALS
 
