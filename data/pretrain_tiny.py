@@ -2,7 +2,7 @@
 """Pretrain the tiny backbone on drawn and captioned images.
 
 The method assumes a pretrained vision-language model. No public one is small enough to train in minutes on a
-laptop, so this script makes one of 2.5 million parameters. What it learns is what a public model knows before
+laptop, so this script makes one of 2.8 million parameters. What it learns is what a public model knows before
 it meets a recommender: to say what an image looks like, which topic a title's words belong to, what several
 pictures share, and to find and copy a line of a list. Every image is drawn anew, every title is a random word
 and name, and nothing of the toy catalogue (its items, its users, their choices) is used.

@@ -8,8 +8,7 @@ Equality: log-probabilities of packed responses against the family's own forward
 for the small models of tests/families.py. Steps: SmolVLM-256M and Qwen2.5-VL-3B with random weights in bfloat16 and
 LoRA of rank 8, without dropout and noise, so that both ways give the same numbers. The plain way gives each response a
 prompt of its own, encodes images in every forward, and computes all logits and the reference's forward. Writes
-experiments/results/cuda.md; without a GPU it writes nothing. A script named cuda.py would hide the package `cuda`,
-which PyTorch imports.
+experiments/results/cuda.md; without a GPU it writes nothing.
 """
 
 from __future__ import annotations

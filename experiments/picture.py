@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draw one user: the history as images and titles, and what each observer makes of the candidates.
 
-    pip install matplotlib && python experiments/picture.py --runs runs/sft runs/hanorec --user 3
+    python experiments/picture.py --runs runs/sft runs/hanorec
 
 Bars are the share of the probability that each candidate gets among all (for a model: the softmax of the candidates'
 log-likelihoods). Writes docs/picture.png.

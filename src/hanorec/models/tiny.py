@@ -1,4 +1,4 @@
-"""The default backbone: the SmolVLM architecture at 2.5 million parameters, in Hugging Face format.
+"""The default backbone: the SmolVLM architecture at 2.8 million parameters, in Hugging Face format.
 
 In: nothing, or texts to learn a vocabulary from. Out: a folder that `AutoModelForImageTextToText` and
 `AutoProcessor` load like any checkpoint of the hub. `PRETRAINED` is the folder that ships with the package:
