@@ -12,10 +12,12 @@ import pytest
 import yaml
 
 from experiments import check_results
+from hanorec.data.toy import World
 from hanorec.training.options import DPOOptions, EvaluationOptions, SFTOptions
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "data/README.md")]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
 SCRIPTS = {
     script: {field.name.replace("_", "-") for field in fields(kind)}
     for script, kind in (("train_sft.py", SFTOptions), ("train_dpo.py", DPOOptions), ("evaluate.py", EvaluationOptions))
@@ -53,6 +55,8 @@ def declared_options(path: Path) -> set[str]:
     """The options of one of the three scripts, or of another one as its source declares them."""
     if path.name in SCRIPTS and path.parent == ROOT:
         return SCRIPTS[path.name] | HELP_OF_SCRIPTS
+    if path.name == "make_toy.py":
+        return {field.name.replace("_", "-") for field in fields(World)} | {"overwrite"}
     return set(re.findall(r'"--([a-z-]+)"', path.read_text(encoding="utf-8")))
 
 
