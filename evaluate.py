@@ -46,22 +46,22 @@ def main() -> None:
     data = open_dataset(options.data)
     descriptions = {run: data.descriptions(configs[run]["item_view"]) for run in options.runs}
     full_catalog = FullCatalog(data.warm) if options.candidates == "all" else None
-    drawn = example_options(options) | {"candidates": 2 if full_catalog else int(options.candidates)}
+    drawn = example_options(options) | {"candidates": 2 if full_catalog else int(options.candidates), "rejected": 0}
     if options.negatives == "listed":
         lists = listed_negatives(data.folder, data.catalog)
         drawn |= {"negatives": "listed", "neighbours": lists, "rejected": drawn["candidates"] - 1}
     examples = split_examples(data, options.split, users=options.users, protocol=protocol, **drawn)
-    answers: dict[str, Answers] = {}
     if distributed.is_main_process():
         file = data.folder / f"{options.split}.tsv"
         how = f"task {options.task}, protocol {protocol}, candidates: {options.candidates}"
         print(f"{len(examples)} examples of {file}, {how}")
-        given = dict(names=baselines, drawn=drawn, cache=cache_folder(options))
-        answers = baseline_answers(data, examples, options.task, full_catalog, protocol, **given)
+    of_models: dict[str, Answers] = {}
     for run in options.runs:
-        answers |= model_answers(run, data, examples, options, full_catalog, descriptions[run])
+        of_models |= model_answers(run, data, examples, options, full_catalog, descriptions[run])
     if not distributed.is_main_process():
         return
+    given = dict(names=baselines, drawn=drawn, cache=cache_folder(options))
+    answers = baseline_answers(data, examples, options.task, full_catalog, protocol, **given) | of_models
     results = {method: measures(options.task, each, examples, protocol) for method, each in answers.items()}
     by_length = measures_by_length(options.task, answers, examples, protocol)
     first_measure = "HR@10" if full_catalog else FIRST_MEASURE[options.task]
@@ -140,7 +140,7 @@ def model_answers(
 
     descriptions: of every item, empty where the run's view of an item shows none.
     """
-    backbone, config = load_run(run)
+    backbone, config = load_run(run, remote_code=options.remote_code)
     cache, pixels = cache_folder(options), config["image_pixels"]
     images = CatalogImages(backbone, data.catalog.images, frozen=True, cache=cache, pixels=pixels)
     answers = {}

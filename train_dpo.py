@@ -27,12 +27,12 @@ from hanorec import distributed
 from hanorec.cache import weights_fingerprint
 from hanorec.data.dataset import Dataset, open_dataset, split_examples
 from hanorec.data.examples import Example, groups, listed_negatives
-from hanorec.errors import exit_on_user_error
+from hanorec.errors import DataError, exit_on_user_error
 from hanorec.evaluation.ranking import validate
 from hanorec.hardness import embed_modalities, item_neighbours, pair_hardness
 from hanorec.losses import LossOutput, log_ratio_margin, perturbed_lora, policy_responsiveness
 from hanorec.models.backbone import Backbone
-from hanorec.models.images import CatalogImages
+from hanorec.models.images import CatalogImages, vision_trains
 from hanorec.models.lora import add_lora, lora_options, prepare_for_training
 from hanorec.models.policy_negatives import check_pool, policy_negatives
 from hanorec.models.prompts import Prompts, windows_for
@@ -57,7 +57,9 @@ def main() -> None:
     options = parse(DPOOptions)
     check_output(options)
     seed_everything(options.seed)
-    reference, sft_config = load_sft(options.sft, dtype=options.dtype)  # π_ref, frozen
+    reference, sft_config = load_sft(  # π_ref, frozen
+        options.sft, dtype=options.dtype, views=options.image_views, remote_code=options.remote_code
+    )
     fill_defaults(options, sft_config)
     data, cache = open_dataset(options.data), cache_folder(options)
     descriptions = data.descriptions(options.item_view)
@@ -77,7 +79,9 @@ def main() -> None:
     kept = dict(weights=weights_fingerprint(reference.model.state_dict()), cache=cache)  # for later runs, too
     similarities, neighbours = neighbourhood(reference, images, data, options, **kept)
     windows = windows_for(reference.layout, options.windows)
-    draws = math.ceil(options.epochs) if options.fresh_negatives else 1  # draws of negatives: one an epoch, or one
+    draws = (
+        max(1, math.ceil(options.epochs)) if options.fresh_negatives else 1
+    )  # draws of negatives: one an epoch, or one
     drawn = dict(windows=windows, users=options.train_users, **example_options(options))
     if options.negatives.startswith("policy"):
         examples = examples_from_policy(reference, prompts, data, options, options.rejected * draws, drawn, **kept)
@@ -85,7 +89,7 @@ def main() -> None:
         near = listed_negatives(data.folder, data.catalog) if options.negatives == "listed" else neighbours.numpy()
         drawn |= dict(rejected=options.rejected * draws, negatives=options.negatives, neighbours=near)
         examples = split_examples(data, "train", **drawn)
-    held_out = split_examples(data, "val", users=options.validate_users, **example_options(options))
+    held_out = split_examples(data, "val", users=options.validate_users, rejected=0, **example_options(options))
     rows = groups(examples, nested=windows == "nested")  # the examples that one prompt x asks for
     x = [prompts.nested(row) for row in rows]
     y = [[title for e in row for title in (prompts.chosen(e), *prompts.rejected(e))] for row in rows]  # y_w, every y_l
@@ -98,6 +102,11 @@ def main() -> None:
 
     # The policy π_θ: the reference's weights with a fresh adapter on top. The reference is not needed any more.
     policy = add_lora(reference, **lora_options(options))
+    del reference
+    if vision_trains(policy.model):
+        raise DataError(
+            f"--lora-targets {options.lora_targets}: preference optimization keeps the vision tower as it is"
+        )
     prepare_for_training(policy, options)
     optimizer = adamw(policy.model, options.weight_decay)
     scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.compute == torch.float16)  # else it does nothing

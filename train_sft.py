@@ -47,16 +47,16 @@ def main() -> None:
     policy = load_start(
         options.backbone, dtype=options.dtype, views=options.image_views, remote_code=options.remote_code
     )
-    if options.cuts > 1 and options.windows != "nested":
-        raise DataError(f"--cuts {options.cuts}: windows {options.windows} are not cut; --windows nested are")
     windows = windows_for(policy.layout, options.windows)
     if options.name_history:
         check_name_history(policy.layout, options.protocol, options.item_view)
     drawn = example_options(options) | ({} if options.list_candidates else {"candidates": 1, "rejected": 0})
     examples = split_examples(data, "train", windows=windows, cuts=options.cuts, users=options.train_users, **drawn)
-    held_out = split_examples(data, "val", users=options.validate_users, **example_options(options))
+    held_out = split_examples(data, "val", users=options.validate_users, rejected=0, **example_options(options))
     if options.lora == "on" or (options.lora == "auto" and policy.parameters > 20_000_000):
         policy = add_lora(policy, **lora_options(options))
+    elif options.merge:
+        raise DataError("--merge: merges an adapter, and this model trains whole, without one")
     if options.dropout:
         add_dropout(policy, options.dropout)
     images = CatalogImages(

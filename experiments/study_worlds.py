@@ -38,7 +38,8 @@ def _real(backbone: str, history: int, epochs: int, *more: str) -> tuple[str, tu
     return REAL, (*REAL_SFT, "--backbone", backbone, "--history", str(history), "--epochs", str(epochs), *more)
 
 
-_TWENTY_PASSES = ("--cuts", "5", "--batch-size", "40")  # with 4 epochs
+_TWENTY_PASSES = ("--cuts", "5", "--batch-size", "40")  # in 4 epochs
+_EIGHT_PASSES = ("--dropout", "0.1", "--batch-size", "40")
 _EARLY = ("--max-steps", "500", "--windows", "every", "--validate-every", "200")
 STARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "full": ("toy", ()),
@@ -47,8 +48,8 @@ STARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "long-unbiased": ("long", _LONG_SFT),
     "long-biased": ("long-exchanged", _LONG_SFT),
     "small": ("small", _SMALL),
-    "ml-100k-20": _real("whole-titles", 20, 8),
-    "ml-100k-5": _real("whole-titles", 5, 8),
+    "ml-100k-20": _real("whole-titles", 20, 1, "--cuts", "8", *_EIGHT_PASSES),
+    "ml-100k-5": _real("whole-titles", 5, 2, "--cuts", "4", *_EIGHT_PASSES),
 }
 SFT_TRIALS = {  # of SFT on real data, measured on validation users alone
     "ml-100k-tiny": _real("tiny", 20, 1),
@@ -62,6 +63,7 @@ SFT_TRIALS = {  # of SFT on real data, measured on validation users alone
     "ml-100k-titles-3e-3": _real("whole-titles", 20, 1, "--learning-rate", "3e-3"),
     "ml-100k-cuts-dropout-0.1": _real("whole-titles", 20, 1, "--cuts", "8", "--dropout", "0.1"),
     "ml-100k-long-dropout-0.15": _real("whole-titles", 20, 4, *_TWENTY_PASSES, "--dropout", "0.15"),
+    "ml-100k-titles-8": _real("whole-titles", 20, 8),
 }
 STARTS |= SFT_TRIALS
 

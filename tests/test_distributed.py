@@ -136,6 +136,23 @@ def test_two_processes_that_were_stopped_end_as_if_they_had_not_been(base, tmp_p
         assert (tmp_path / "whole" / left).read_bytes() == (tmp_path / "stopped" / left).read_bytes(), left
 
 
+def share_gradients() -> None:
+    """Of three weights each rank's loss has one of its own, and the third is in none."""
+    weights = torch.nn.ParameterList(torch.ones(2) for _ in range(3))
+    (3.0 * weights[distributed.rank()]).sum().backward()
+    distributed.all_reduce_gradients(weights)
+    assert [None if w.grad is None else w.grad.tolist() for w in weights] == [[3, 3], [3, 3], None]
+
+
+def test_a_gradient_is_shared_where_any_rank_has_one():
+    """A weight that takes no part stays without, so that AdamW does not let it decay."""
+    run_ranks(2, share_gradients)
+    weights = torch.nn.ParameterList(torch.ones(2) for _ in range(2))
+    weights[0].sum().backward()
+    distributed.all_reduce_gradients(weights)
+    assert weights[0].grad is not None and weights[1].grad is None
+
+
 def test_one_process_shares_with_nobody():
     assert (distributed.rank(), distributed.world_size(), distributed.is_main_process()) == (0, 1, True)
     assert distributed.map_over_ranks(str, [1, 2, 3]) == ["1", "2", "3"] and distributed.all_reduce_max(4) == 4

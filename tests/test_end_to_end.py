@@ -101,9 +101,24 @@ def test_nested_windows_train_from_end_to_end(script, toy_folder, runs):
         assert other == pytest.approx(one, rel=2e-3, abs=1e-4) if "loss" in one else True
 
 
-def test_cuts_and_dropout_where_there_are_none_are_errors(script, toy_folder, runs):
+def test_a_run_does_not_replace_what_it_starts_from(script, toy_folder, tmp_path):
+    assert sft(script, toy_folder, tmp_path)[0] == 0
+    before = (tmp_path / "sft" / "config.json").read_text()
+    status, _, errors = sft(script, toy_folder, tmp_path, "sft", "--backbone", tmp_path / "sft", "--overwrite")
+    assert status == 2 and "is what this run starts from" in errors
+    status, _, errors = dpo(script, tmp_path, "sft", "--overwrite")
+    assert status == 2 and "is what this run starts from" in errors
+    assert (tmp_path / "sft" / "config.json").read_text() == before
+    status, _, errors = dpo(script, tmp_path, "all", "--lora-targets", "all")
+    assert status == 2 and "keeps the vision tower as it is" in errors
+
+
+def test_options_of_sft_that_do_not_fit_are_errors(script, toy_folder, runs):
+    nested = ["--windows", "nested", "--cuts"]
     for message, *more in (
-        ["--windows nested are", "--cuts", 2],
+        ["and these are not (every)", "--cuts", 2],
+        ["can be cut at 5 places", *nested, 6],
+        ["trains whole", "--merge"],
         ["has --lora-dropout", "--dropout", 0.1, "--lora", "on"],
     ):
         status, _, errors = sft(script, toy_folder, runs, "nowhere", *more)

@@ -69,11 +69,13 @@ def test_the_distance_of_a_list_is_the_mean_over_its_item_pairs():
     torch.testing.assert_close(pair_hardness(similarities, both), torch.tensor(expected))
 
 
-def test_neighbours_are_kept_until_a_title_the_model_or_k_changes(backbone, images, data, tmp_path, monkeypatch):
+def test_neighbours_are_kept_until_a_title_the_model_the_images_size_or_k_changes(
+    backbone, images, data, tmp_path, monkeypatch
+):
     made = []
     monkeypatch.setattr("hanorec.hardness.nearest", lambda e, k: made.append(k) or nearest(e, k))
 
-    def ask(k=3, catalog=data.catalog):
+    def ask(k=3, catalog=data.catalog, images=images):
         weights = weights_fingerprint(backbone.model.state_dict())
         return item_neighbours(backbone, images, catalog, k, weights=weights, cache=tmp_path)
 
@@ -90,3 +92,5 @@ def test_neighbours_are_kept_until_a_title_the_model_or_k_changes(backbone, imag
         backbone.model.get_input_embeddings().weight[7].div_(2)
     ask()
     assert len(made) == 4  # the first ones are still there
+    ask(images=CatalogImages(backbone, data.catalog.images, frozen=True, pixels=256))
+    assert len(made) == 5

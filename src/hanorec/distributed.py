@@ -99,9 +99,12 @@ def all_reduce_sum(tensors: Sequence[Tensor]) -> None:
 def all_reduce_gradients(model: torch.nn.Module) -> None:
     """Sum the gradients of what trains over all ranks: losses are shares of the batch's, so a sum is its gradient."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    for parameter in trained:
-        if parameter.grad is None:  # an image encoder on a rank whose prompts show no image
-            parameter.grad = torch.zeros_like(parameter)
+    if world_size() > 1:
+        taking_part = torch.tensor([int(p.grad is not None) for p in trained], device=device())
+        torch.distributed.all_reduce(taking_part, op=torch.distributed.ReduceOp.MAX)
+        for parameter, somewhere in zip(trained, taking_part.tolist()):
+            if parameter.grad is None and somewhere:  # an image encoder on a rank whose prompts show no image
+                parameter.grad = torch.zeros_like(parameter)
     all_reduce_sum([p.grad for p in trained if p.grad is not None])
 
 

@@ -85,8 +85,8 @@ def item_neighbours(
         similarities, neighbours = nearest(embed_items(backbone, images, catalog.titles), k)
         return {"similarities": similarities, "neighbours": neighbours}
 
-    files = [path if path is not None else "no image" for path in catalog.images]
-    made = cached(cache, "neighbours", content_fingerprint(weights, str(k), *catalog.titles, *files), make)
+    fingerprint = content_fingerprint(weights, images.fingerprint, str(k), *catalog.titles)
+    made = cached(cache, "neighbours", fingerprint, make)
     return made["similarities"], made["neighbours"]
 
 

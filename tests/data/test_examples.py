@@ -147,8 +147,17 @@ def test_more_cuts_predict_every_item_from_histories_of_other_lengths(data):
     for example in twice:
         lengths[example.user, example.targets].append(len(example.history))
     assert {tuple(sorted(found)) for found in lengths.values()} == {(1, 1), (1, 2)}  # (1, 1): a row's second item
-    every = [split_examples(data, "train", "next", cuts=cuts, windows="every") for cuts in (1, 2)]
-    assert every[0] == every[1]
+    for wrong in (dict(windows="every", cuts=2), dict(windows="nested", history=2, cuts=3)):
+        with pytest.raises(DataError, match="--cuts"):
+            split_examples(data, "train", "next", **wrong)
+
+
+def test_without_rejected_responses_there_are_as_many_candidates_as_asked_for(data):
+    for number in (3, 4, 5, 9):
+        drawn = split_examples(data, "val", "top3", candidates=number, rejected=0, users=5)
+        assert {len(example.candidates) for example in drawn} == {number}
+    with_one = split_examples(data, "val", "next", candidates=9)
+    assert [replace(e, rejected=()) for e in with_one] == split_examples(data, "val", "next", candidates=9, rejected=0)
 
 
 def test_examples_can_be_made_without_candidates(data):

@@ -36,6 +36,7 @@ def test_dropouts_gradient_falls_where_its_value_does():
     (out * 2).sum().backward()
     assert (out == 0).any()
     torch.testing.assert_close(x.grad, torch.where(out == 0, 0.0, 2 / 0.8))
+    out += 1  # a model's own code may
 
 
 def test_dropout_is_off_in_evaluation_and_follows_the_seed():
@@ -68,7 +69,6 @@ def test_lora_goes_where_it_is_asked_to(backbone, images):
 
     assert trained("q_proj, text_model.layers.0.mlp.up_proj") == {
         *(f"model.text_model.layers.{n}.self_attn.q_proj" for n in range(4)), "model.text_model.layers.0.mlp.up_proj",
-        *(f"model.vision_model.encoder.layers.{n}.self_attn.q_proj" for n in range(3)),
     }  # fmt: skip
     everywhere = trained("all")
     assert any("vision_model" in name for name in everywhere) and any("connector" in name for name in everywhere)
@@ -126,6 +126,9 @@ def test_dropout_of_a_model_that_trains_whole(backbone, images):
     assert fallen == pytest.approx([0.5] * 9, abs=0.05)
     assert first.equal(scores(1)) and not first.allclose(scores(2)) and not first.allclose(clean)
     assert backbone.model.state_dict().keys() == names
+    layers[1].add_module("post_feedforward_layernorm", torch.nn.LayerNorm(4))
+    with pytest.raises(DataError, match="not with layers of the kind LlamaDecoderLayer"):
+        add_dropout(backbone, 0.5)
 
 
 def test_what_does_not_go_with_sharded_weights_is_refused(backbone, monkeypatch):

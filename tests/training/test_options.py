@@ -109,7 +109,7 @@ def test_a_switch_takes_a_bare_name_or_true_or_false(call):
         (SFTOptions, ["--candidates", 1], "--candidates 1: must be a number of at least 2"),
         (SFTOptions, ["--epochs", "nan"], "--epochs nan: must be a number of at least 0"),
         (SFTOptions, ["--epochs", "inf"], "--epochs inf: must be a number"),
-        (SFTOptions, ["--lora-dropout", "1.5"], "--lora-dropout 1.5: must be a number of at least 0 and at most 1"),
+        (SFTOptions, ["--lora-dropout", "1.5"], "--lora-dropout 1.5: must be a number of at least 0 and at most 0.9"),
         (SFTOptions, ["--history", -1], "--history -1: must be a number of at least 1"),
         (DPOOptions, ["--beta", 0], "--beta 0.0: must be a number of at least 1e-09"),
         (DPOOptions, ["--noise-std", "-0.1"], "--noise-std -0.1: must be a number of at least 0"),
@@ -376,6 +376,21 @@ def test_fresh_negatives_are_refused_for_yesno_whoever_says_yesno(call):
         options = call(DPOOptions, "--fresh-negatives", *arguments)
         with pytest.raises(DataError, match="--fresh-negatives"):
             fill_defaults(options, SFT_CONFIG | {"task": task})
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--task", "yesno", "--rejected", 2], "--rejected 2: a yes/no pair has one rejected response"),
+        (["--loss", "dpo", "--recipe", "calibrated"], "--recipe: the loss dpo has none"),
+        (["--loss", "simpo", "--temperature", 1], "--temperature: the loss simpo has none"),
+        (["--task", "next", "--rejected", 7], "--candidates 7: the rejected titles and the chosen one are 8"),
+        (["--task", "next", "--rejected", 3, "--fresh-negatives", "--epochs", 3], "the chosen one are 10"),
+    ],
+)
+def test_what_would_be_without_effect_or_not_fit_is_refused(call, arguments, message):
+    with pytest.raises(DataError, match=message):
+        fill_defaults(call(DPOOptions, *arguments), SFT_CONFIG)
 
 
 def test_cache_folder_is_beside_the_run_unless_given(call):

@@ -84,12 +84,13 @@ def split_examples(
 
     protocol: "standard", or "release" for those of the authors' release (`release.py`), which fixes all that follows
     but users and seed. history: most items in a history (None: the paper's number for the task). windows: which windows
-    of a row are taken, as in `interactions.windows`; cuts: nested ones are cut so often, each time at other places.
+    of a row are taken, as in `interactions.windows`; cuts: so often, nested ones cut at other places each time.
     users: take only so many windows, drawn by the seed (None: all; of nested windows whole groups are drawn, and so
-    many on average). candidates, rejected: as in `make_examples`.
-    negatives, neighbours: strategy and neighbours of `Negatives`.
+    many on average). candidates, rejected: as in `make_examples`. negatives, neighbours: strategy and neighbours of
+    `Negatives`.
     Rows that are too short for the task are skipped, with one warning that counts them. Errors: DataError where
     the split cannot be read, has no row that is long enough, or where more candidates are wanted than there are items;
+    for more than one cut of windows that are not nested, and more than a history has items;
     for a task that the protocol does not have, and for answers that its coin made alike where they are to be ranked.
     """
     sequences = data.train if split == "train" else read_sequences(data.folder / f"{split}.tsv", data.catalog)
@@ -97,7 +98,11 @@ def split_examples(
         all_windows, skipped = release_windows(sequences, split, task)
     else:
         length, targets = history or HISTORY[task], TARGETS[task]
-        shifts = [length * cut // cuts for cut in range(cuts if windows == "nested" else 1)]
+        if cuts > 1 and windows != "nested":
+            raise DataError(f"--cuts {cuts}: windows are cut where they are nested, and these are not ({windows})")
+        if cuts > length:
+            raise DataError(f"--cuts {cuts}: chunks of {length} items can be cut at {length} places")
+        shifts = [length * cut // cuts for cut in range(cuts)]
         found = [cut_windows(sequences, history=length, targets=targets, which=windows, shift=s) for s in shifts]
         all_windows, skipped = [window for windows, _ in found for window in windows], found[0][1]
     if skipped:

@@ -24,7 +24,6 @@ from hanorec.errors import DataError
 TASKS = ("next", "top3", "yesno")
 TARGETS = {"next": 1, "top3": 3, "yesno": 1}
 HISTORY = {"next": 5, "top3": 3, "yesno": 5}  # most history items in a prompt, as in the paper
-STRATEGIES = ("random", "popularity", "neighbours", "listed")
 
 T = TypeVar("T", "Example", Window)
 

@@ -34,7 +34,7 @@ class Window:
     """A history and the targets that followed it, both oldest to newest.
 
     `seen` is every item of the user's row, so that no negative is something the user chose; `position` is the
-    row index of the first target, which tells a user's windows apart (as a key for `rng`).
+    row index of the first target (a key for `rng`, so that a target's negatives do not depend on where its row is cut).
     """
 
     user: str

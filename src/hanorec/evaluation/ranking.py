@@ -153,4 +153,4 @@ def _answer_batch(backbone: Backbone, prompts: Prompts, examples: Sequence[Examp
 
 
 def _scores(backbone: Backbone, prompts: Prompts, x: list, responses: list) -> np.ndarray:
-    return score(backbone, prompts.images, x, responses).view(len(x), -1).double().cpu().numpy()
+    return score(backbone, prompts.images, x, responses).view(len(x), -1).cpu().double().numpy()

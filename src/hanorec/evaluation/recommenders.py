@@ -224,8 +224,8 @@ def network_scorer(network: Network, examples: Sequence[Example]) -> Scorer:
         read = pad_sequence(items, batch_first=True, padding_value=padding).to(device)
         hidden = network(read)[torch.arange(len(items)), torch.tensor([len(each) - 1 for each in items])]
         total = item_logits(network, hidden).logsumexp(dim=1)
-        states |= zip(batch, zip(hidden.double().cpu().numpy(), total.tolist()))
-    weights = network.items.weight.double().cpu().numpy()
+        states |= zip(batch, zip(hidden.cpu().double().numpy(), total.tolist()))
+    weights = network.items.weight.cpu().double().numpy()
 
     def score(example: Example) -> np.ndarray:
         hidden, total = states[example.history]

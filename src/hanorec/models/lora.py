@@ -28,11 +28,11 @@ def add_lora(
 
     Args:
         targets: "language" (the language model's layers), "all" (those of vision tower and connector too), or the ends
-            of layers' names, separated by commas.
+            of names of the language model's layers, separated by commas.
     Errors: DataError where a name is that of no linear layer.
     """
     model = with_shared_weights(backbone.model)
-    adapted = language_model(model) if targets == "language" else model.base_model
+    adapted = model.base_model if targets == "all" else language_model(model)
     inside = {id(layer) for layer in adapted.modules()}  # type: ignore[union-attr,operator]
     linear = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and id(m) in inside]
     if targets not in ("language", "all"):
@@ -84,12 +84,16 @@ def prepare_for_training(backbone: Backbone, options) -> None:
     model.train()
 
 
+PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}  # of a layer that `add_dropout` knows
+
+
 def add_dropout(backbone: Backbone, p: float) -> None:
     """Drop elements of what the language model's first layer reads, and of what every attention and MLP adds to it,
     with probability p while the model trains: the residual dropout of Vaswani et al. (arXiv 1706.03762, section 5.4),
     which published models no longer have but small data need.
 
-    Errors: DataError for a model with LoRA, which has its own.
+    Errors: DataError for a model with LoRA, which has its own, and for layers that are other than a norm and attention,
+    a norm and an MLP (in some families another norm follows, and would undo it).
     """
     if isinstance(backbone.model, PeftModel):
         raise DataError("--dropout: is of a model that trains whole; LoRA has --lora-dropout")
@@ -100,9 +104,10 @@ def add_dropout(backbone: Backbone, p: float) -> None:
 
     layers = list(language_model(backbone.model).layers)  # type: ignore[arg-type]
     for layer in layers:
-        for block in layer.children():
-            if any(weight.ndim > 1 for weight in block.parameters()):  # attention or MLP, no norm
-                block.register_forward_hook(lambda _, inputs, output: dropped(output))
+        if {name for name, _ in layer.named_children()} != PARTS:
+            raise DataError(f"--dropout: not with layers of the kind {type(layer).__name__}, but with those of Llama's")
+        for block in (layer.self_attn, layer.mlp):
+            block.register_forward_hook(lambda _, inputs, output: dropped(output))
     layers[0].register_forward_pre_hook(lambda _, inputs: dropped(inputs))
     layers[0].add_module("dropout", dropout)  # so that it is on and off with the model
 
@@ -129,7 +134,9 @@ class _Dropped(torch.autograd.Function):
     def forward(ctx, x: Tensor, fallen: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(fallen)
         ctx.scale = scale
-        return (x * scale).flatten().index_fill_(0, fallen, 0).view(x.shape)
+        kept = (x * scale).contiguous()
+        kept.view(-1).index_fill_(0, fallen, 0)
+        return kept
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:

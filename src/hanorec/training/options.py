@@ -6,6 +6,7 @@ In: the command line, or a YAML or JSON file and the command line. Out: one flat
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Optional
@@ -89,11 +90,12 @@ class LoraOptions:
 
     lora_rank: int = option(8, "rank of the LoRA matrices", least=1)
     lora_alpha: int = option(32, "numerator of LoRA's scale, alpha / rank", least=1)
-    lora_dropout: float = option(0.05, "probability of dropout on a LoRA layer's input", least=0, most=1)
+    lora_dropout: float = option(0.05, "probability of dropout on a LoRA layer's input", least=0, most=0.9)
     lora_targets: str = option(
         "language",
         "layers that get LoRA: all linear layers of the language model (language), those of the vision tower and the "
-        "connector too (all), or layers whose names end in one of these words, separated by commas",
+        "connector too (all), or those layers of the language model whose names end in one of these words, separated "
+        "by commas",
         metavar="NAMES",
     )
     merge: bool = switch(False, "also write the model with its adapter merged, as a plain checkpoint in merged/")
@@ -167,8 +169,8 @@ class SFTOptimizationOptions(OptimizationOptions):
     )
     cuts: int = option(
         1,
-        "nested windows: cut a row so often, each time at other places, so that an item is predicted from histories of "
-        "other lengths; an epoch is a pass over all of them",
+        "nested windows: cut a row so often, at other places each time, so that an item is predicted from histories of "
+        "other lengths; an epoch passes over all of them, and so over every item so often",
         least=1,
     )
     name_history: bool = switch(
@@ -323,6 +325,7 @@ class EvaluatedOptions:
         "dataset, history and seed",
         metavar="NAME",
     )
+    remote_code: bool = switch(False, "run Python files that come with a run's checkpoint; only for those you trust")
     show: int = option(
         0, "print history and best candidates of so many users, for each run (task next, modality full)", least=0
     )
@@ -400,6 +403,11 @@ def fill_defaults(options: DPOOptions, sft_config: dict[str, Any]) -> None:
         raise DataError("--fresh-negatives: the rejected response of a yes/no pair is always the other answer")
     if options.negatives.startswith("policy") and options.task != "next":
         raise DataError(f"--negatives {options.negatives}: draws titles of the task next; the task is {options.task}")
+    if options.task == "yesno" and options.rejected > 1:
+        raise DataError(f"--rejected {options.rejected}: a yes/no pair has one rejected response, the other answer")
+    listed = 1 + options.rejected * (math.ceil(options.epochs) if options.fresh_negatives else 1)
+    if options.list_candidates and options.task == "next" and listed > (options.candidates or listed):
+        raise DataError(f"--candidates {options.candidates}: the rejected titles and the chosen one are {listed}")
     if options.neighbour_threshold is not None and options.neighbourhood != "refined":
         raise DataError("--neighbour-threshold: belongs to --neighbourhood refined")
     if options.noise is None:
@@ -409,6 +417,9 @@ def fill_defaults(options: DPOOptions, sft_config: dict[str, Any]) -> None:
     for part in ("hardness", "responsiveness"):
         if getattr(options, part) == "off" and not takes(options.loss, part):
             raise DataError(f"--{part} off: the loss {options.loss} has none; it is a part of hanorec")
+    for name, given in (("recipe", options.recipe != "paper"), ("temperature", options.temperature is not None)):
+        if given and not takes(options.loss, "hardness"):
+            raise DataError(f"--{name}: the loss {options.loss} has none; it is a part of hanorec")
     if options.temperature is None:
         options.temperature = 1.0 if options.recipe == "paper" else 0.05
 

@@ -25,7 +25,7 @@ from hanorec.training.model_card import write_model_card
 MODEL = "model"  # the folder of a run that holds the model or adapter
 MERGED = "merged"  # and, if asked for, that of the model with its adapter merged
 # What older runs do not say in their config.json.
-BEFORE = {"protocol": "standard", "item_view": "image", "name_history": False}
+BEFORE = {"protocol": "standard", "item_view": "image", "name_history": False, "cuts": 1, "dropout": 0.0}
 NOT_SETTINGS = ("resume", "overwrite", "cache")  # options that change nothing about what a run computes
 
 
@@ -33,11 +33,13 @@ def check_output(options) -> None:
     """Refuse, before any work is done, an output folder that may not be used.
 
     Errors: DataError where it is not empty and neither --overwrite nor --resume is given, where --overwrite would
-    replace what is no run, or where --resume meets no run or a finished one.
+    replace what is no run or what the new run starts from, or where --resume meets no run or a finished one.
     """
-    folder = Path(options.output)
+    folder, start = Path(options.output), options.sft if hasattr(options, "sft") else options.backbone
     if not distributed.is_main_process():
         return
+    if folder.exists() and folder.resolve() == Path(start).resolve():
+        raise DataError(f"--output {folder}: is what this run starts from; give another folder")
     if options.resume:
         if not (folder / "config.json").is_file():
             raise DataError(f"{folder}: nothing to resume (no config.json)")
@@ -57,7 +59,7 @@ def open_run(options, kind: str) -> None:
     settings, or one whose SFT run, its start and reference, has changed since.
     """
     check_output(options)
-    folder = Path(options.output)
+    folder = Path(options.output).resolve()  # a link stays a link to what is written
     config = {"kind": kind} | {k: v for k, v in vars(options).items() if k not in NOT_SETTINGS}
     start = options.sft if kind == "dpo" else options.backbone
     if is_run(start):
@@ -118,26 +120,32 @@ def load_start(name: str, **how) -> Backbone:
     return backbone
 
 
-def load_sft(folder: str | Path, *, dtype: str | None = None) -> tuple[Backbone, dict]:
+def load_sft(
+    folder: str | Path, *, dtype: str | None = None, views: str | None = None, remote_code: bool | None = None
+) -> tuple[Backbone, dict]:
     """The SFT model of a finished run, its adapter merged into the weights, and the run's config.
 
-    dtype: precision of the weights (default: that of the SFT run). Errors: DataError as `load_start` raises it.
+    dtype, views, remote_code: precision of the weights, views of an image, and whether a checkpoint's Python files are
+    run, as in `load_backbone` (None: as in the SFT run). Errors: DataError as `load_start` raises it.
     """
     config = read_config(folder, "sft")
-    how = {"dtype": dtype or config["dtype"], "views": config["image_views"], "remote_code": config["remote_code"]}
-    return load_start(str(folder), **how), config
+    how = {"dtype": dtype or config["dtype"], "views": views or config["image_views"]}
+    trusted = config["remote_code"] if remote_code is None else remote_code
+    return load_start(str(folder), **how, remote_code=trusted), config
 
 
-def load_run(folder: str | Path) -> tuple[Backbone, dict]:
+def load_run(folder: str | Path, *, remote_code: bool = False) -> tuple[Backbone, dict]:
     """The model of a finished run of either kind and its config.
 
+    remote_code: whether a checkpoint's Python files are run; what the run's config says of it is not trusted.
     Errors: DataError as `load_sft` raises it, and where a DPO run's SFT run is not the one that it started from.
     """
     config = read_config(folder)
     if config["kind"] == "sft":
-        return load_sft(folder)
+        return load_sft(folder, remote_code=remote_code)
     _check_start(folder, config, config["sft"])
-    backbone, _ = load_sft(config["sft"], dtype=config["dtype"])
+    how = {"dtype": config["dtype"], "views": config["image_views"], "remote_code": remote_code}
+    backbone, _ = load_sft(config["sft"], **how)
     backbone.model = _with_adapter(backbone, Path(folder) / MODEL, f"SFT run {config['sft']!r}").eval()
     return backbone, config
 
