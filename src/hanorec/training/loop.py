@@ -29,18 +29,17 @@ from hanorec.training import checkpoints
 
 
 class MicroBatch(NamedTuple):
-    """Examples of a batch that share a forward."""
+    """Examples of a batch that share a forward. weight: of each in the mean over the batch, 1 / its size; or 0 where
+    this rank only keeps the others company."""
 
     indices: list[int]
-    weight: (
-        float  # of each in the mean over the batch: 1 / its size, or 0 where this rank only keeps the others company
-    )
+    weight: float
 
 
 class Run:
     """One training run in its folder: which batch is next, what is written down, which state is best.
 
-    Whatever is random in a step is a function of seed, step and example, so a run that was stopped and resumed ends as
+    Whatever is random in a step is a function of seed, step and examples, so a run that was stopped and resumed ends as
     if it had not been. Stopped by a signal, it finishes its step; stopped so or by a loss that is not finite, it leaves
     a checkpoint and says how to go on.
     """
@@ -112,7 +111,7 @@ class Run:
         return micro_batches + [MicroBatch(batch[:1], 0.0)] * (wanted - len(micro_batches))
 
     def seed(self, indices: Sequence[int]) -> None:
-        """Let what is random in a forward (dropout) depend on seed, step and examples alone."""
+        """Let what is random in a forward (dropout) depend on seed, step and the forward's examples alone."""
         torch.manual_seed(_mixed(self.options.seed, self.step, *indices))
 
     def generator(self, *example: int) -> torch.Generator:
