@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from processes import free_port, run_ranks
 from safetensors.torch import load_file
 
 from hanorec import distributed
+from hanorec.cache import cached
 
 SHORT = ["--max-steps", 4, "--validate-every", 2, "--validate-users", 7, "--batch-size", 5, "--candidates", 6]
 LOG = ["--log-every", 1, "--lora-dropout", 0]
@@ -151,6 +153,25 @@ def test_a_gradient_is_shared_where_any_rank_has_one():
     weights[0].sum().backward()
     distributed.all_reduce_gradients(weights)
     assert weights[0].grad is not None and weights[1].grad is None
+
+
+def keep_together(base) -> None:
+    """Each rank has a folder of its own; what one of them has lost, all make again."""
+    folder, made = base / str(distributed.rank()), []
+
+    def make() -> dict:
+        made.append(distributed.map_over_ranks(float, [1, 2]))
+        return {"numbers": torch.tensor(made[-1])}
+
+    for times, lost in enumerate([[], [1], []], 1):
+        if distributed.rank() in lost:
+            shutil.rmtree(folder)
+        assert cached(folder, "some", "f" * 20, make, together=True)["numbers"].tolist() == [1, 2]
+        assert len(made) == min(times, 2)
+
+
+def test_what_all_ranks_make_is_made_by_all_or_none(tmp_path):
+    run_ranks(2, keep_together, tmp_path)
 
 
 def test_one_process_shares_with_nobody():

@@ -18,21 +18,27 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hanorec import distributed
+
 
 def cached(
-    folder: Path | None, kind: str, fingerprint: str, make: Callable[[], dict[str, Tensor]]
+    folder: Path | None, kind: str, fingerprint: str, make: Callable[[], dict[str, Tensor]], *, together: bool = False
 ) -> dict[str, Tensor]:
     """What `make` returns, from `folder` where it has been made before; without a folder it is always made.
 
     kind: the first part of the file's name. fingerprint: hex digits, of all that `make` depends on. A file that was
-    cut short or is none of ours is made anew.
+    cut short or is none of ours is made anew. together: `make` takes all ranks, so if one finds no file all make it.
     """
     if folder is None:
         return make()
     path = folder / f"{kind}-{fingerprint[:20]}.safetensors"
+    kept = None
     with suppress(OSError, SafetensorError), safe_open(path, framework="pt") as file:
         if (file.metadata() or {}).get("made_from") == fingerprint:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+            kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+    missing = distributed.all_reduce_max(int(kept is None)) if together else kept is None
+    if kept is not None and not missing:
+        return kept
     made = make()
     folder.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.stem}.{uuid4().hex}.partial")  # another run may be making the same file

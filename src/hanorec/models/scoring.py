@@ -118,7 +118,7 @@ def score_all(
         np.array([len(ids) for ids in sequences], dtype=np.int32),
         np.array([id for ids in sequences for id in ids], dtype=np.int32),
     )
-    return cached(cache, "reference", fingerprint, make)["logps"]
+    return cached(cache, "reference", fingerprint, make, together=True)["logps"]
 
 
 def batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
