@@ -118,7 +118,7 @@ def tables(results: Path) -> str:
     for name in filter(of.get, CHOSEN):
         minutes = np.mean([cell["seconds"]["cpu"] for cell in of[name]]) / 60
         parts.append(
-            f"{options_of(name)} on test users: {len(of[name])} seeds, {minutes:.0f} CPU minutes a seed. "
+            f"{options_of(name)} on test users. Seeds: {len(of[name])}, CPU minutes of each: {minutes:.0f}. "
             "Means over seeds; what SFT has more, paired, with 95 % intervals over users and seeds.\n\n"
             f"{test_table(of[name])}"
         )

@@ -62,7 +62,7 @@ def test_a_cell_holds_places_and_the_table_is_of_its_places(tmp_path, monkeypatc
         write_cell(tmp_path / "results" / f"ml-100k-20--{seed}.json", content)
     assert content["ahead"] == {"SFT": "03", "SFT, blank": "13", "popularity": "2j"}
     text = tables(tmp_path / "results")
-    assert "2 seeds, 2 CPU minutes a seed" in text
+    assert "Seeds: 2, CPU minutes of each: 2." in text
     rows = {line.split("|")[1].strip(): line.split("|")[2:] for line in text.splitlines() if line.startswith("|")}
     assert [cell.strip() for cell in rows["SFT"]][:2] == ["0.500", "–"]  # one of two users' targets is first
     assert rows["popularity"][0].strip() == "0.000" and rows["popularity"][1].strip().startswith("+0.500 [")
