@@ -40,9 +40,11 @@ def trained(script, toy_folder, random_backbone, runs):
     """A run of SFT, one of DPO and one of HaNoRec, trained once for all tests."""
     if not (runs / "sft").exists():
         script("train_sft", "--data", toy_folder, "--backbone", random_backbone, "--output", runs / "sft", *FEW)
-        for loss in ("dpo", "hanorec"):
-            how = ("--loss", loss, "--recipe", "calibrated", "--output", runs / loss)
-            script("train_dpo", "--sft", runs / "sft", *how, *FEW)
+        for loss, recipe in (("dpo", []), ("hanorec", ["--recipe", "calibrated"])):
+            status, _, errors = script(
+                "train_dpo", "--sft", runs / "sft", "--loss", loss, *recipe, "--output", runs / loss, *FEW
+            )
+            assert status == 0, errors
     return runs
 
 
