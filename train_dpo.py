@@ -16,7 +16,6 @@ python train_dpo.py settings.yaml --seed 3             settings from a file; an 
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 import torch
@@ -27,12 +26,12 @@ from hanorec import distributed
 from hanorec.cache import weights_fingerprint
 from hanorec.data.dataset import Dataset, open_dataset, split_examples
 from hanorec.data.examples import Example, groups, listed_negatives
-from hanorec.errors import DataError, exit_on_user_error
+from hanorec.errors import exit_on_user_error
 from hanorec.evaluation.ranking import validate
 from hanorec.hardness import embed_modalities, item_neighbours, pair_hardness
 from hanorec.losses import LossOutput, log_ratio_margin, perturbed_lora, policy_responsiveness
 from hanorec.models.backbone import Backbone
-from hanorec.models.images import CatalogImages, vision_trains
+from hanorec.models.images import CatalogImages
 from hanorec.models.lora import add_lora, lora_options, prepare_for_training
 from hanorec.models.policy_negatives import check_pool, policy_negatives
 from hanorec.models.prompts import Prompts, windows_for
@@ -48,7 +47,14 @@ from hanorec.training.optimization import (
     seed_everything,
     total_steps,
 )
-from hanorec.training.options import DPOOptions, cache_folder, example_options, fill_defaults, parse
+from hanorec.training.options import (
+    DPOOptions,
+    cache_folder,
+    draws_of_negatives,
+    example_options,
+    fill_defaults,
+    parse,
+)
 from hanorec.training.pairs import PreferencePairs, chosen_and_rejected
 from hanorec.training.runs import check_output, load_sft, open_run, save_model
 
@@ -79,9 +85,7 @@ def main() -> None:
     kept = dict(weights=weights_fingerprint(reference.model.state_dict()), cache=cache)  # for later runs, too
     similarities, neighbours = neighbourhood(reference, images, data, options, **kept)
     windows = windows_for(reference.layout, options.windows)
-    draws = (
-        max(1, math.ceil(options.epochs)) if options.fresh_negatives else 1
-    )  # draws of negatives: one an epoch, or one
+    draws = draws_of_negatives(options)
     drawn = dict(windows=windows, users=options.train_users, **example_options(options))
     if options.negatives.startswith("policy"):
         examples = examples_from_policy(reference, prompts, data, options, options.rejected * draws, drawn, **kept)
@@ -103,10 +107,6 @@ def main() -> None:
     # The policy π_θ: the reference's weights with a fresh adapter on top. The reference is not needed any more.
     policy = add_lora(reference, **lora_options(options))
     del reference
-    if vision_trains(policy.model):
-        raise DataError(
-            f"--lora-targets {options.lora_targets}: preference optimization keeps the vision tower as it is"
-        )
     prepare_for_training(policy, options)
     optimizer = adamw(policy.model, options.weight_decay)
     scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.compute == torch.float16)  # else it does nothing

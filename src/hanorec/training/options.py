@@ -394,7 +394,7 @@ def fill_defaults(options: DPOOptions, sft_config: dict[str, Any]) -> None:
     and recipe.
 
     Errors: DataError as `apply_protocol` raises it, for fresh negatives with the task yesno, whose rejected response is
-    always the other answer, and for a part of HaNoRec turned off where the loss has no such part.
+    always the other answer, and options that do not fit task, loss, number of candidates or the frozen vision tower.
     """
     options.task, options.protocol = options.task or sft_config["task"], options.protocol or sft_config["protocol"]
     inherited = {field.name: sft_config[field.name] for field in fields(InheritedOptions)}
@@ -405,7 +405,9 @@ def fill_defaults(options: DPOOptions, sft_config: dict[str, Any]) -> None:
         raise DataError(f"--negatives {options.negatives}: draws titles of the task next; the task is {options.task}")
     if options.task == "yesno" and options.rejected > 1:
         raise DataError(f"--rejected {options.rejected}: a yes/no pair has one rejected response, the other answer")
-    listed = 1 + options.rejected * (math.ceil(options.epochs) if options.fresh_negatives else 1)
+    if options.lora_targets == "all":
+        raise DataError("--lora-targets all: preference optimization keeps the vision tower as it is")
+    listed = 1 + options.rejected * draws_of_negatives(options)
     if options.list_candidates and options.task == "next" and listed > (options.candidates or listed):
         raise DataError(f"--candidates {options.candidates}: the rejected titles and the chosen one are {listed}")
     if options.neighbour_threshold is not None and options.neighbourhood != "refined":
@@ -422,6 +424,11 @@ def fill_defaults(options: DPOOptions, sft_config: dict[str, Any]) -> None:
             raise DataError(f"--{name}: the loss {options.loss} has none; it is a part of hanorec")
     if options.temperature is None:
         options.temperature = 1.0 if options.recipe == "paper" else 0.05
+
+
+def draws_of_negatives(options: DPOOptions) -> int:
+    """How often each example's rejected responses are drawn: once, or once an epoch."""
+    return max(1, math.ceil(options.epochs)) if options.fresh_negatives else 1
 
 
 def cache_folder(options: SFTOptions | DPOOptions | EvaluationOptions) -> Path:
