@@ -28,7 +28,7 @@ from hanorec.models.prompts import Prompts
 from hanorec.models.scoring import score
 
 TOKENS = (1000, 2000, 4000)
-WAYS = {"blocks": attention.LEAST, "whole mask": 10**9}  # keys from which blocks are used
+WAYS = {"blocks": attention.NAME, "whole mask": "sdpa"}  # as transformers knows them
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
     rows = []
     for tokens in args.tokens:
         x, y, length = row(prompts, tokens, len(data.catalog.titles))
-        steps = {way: (step_of(policy, images, x, y, least), len(y) // 2) for way, least in WAYS.items()}
+        steps = {way: (step_of(policy, images, x, y, name), len(y) // 2) for way, name in WAYS.items()}
         for way, own in measure(steps, args.turns).items():
             figures = [f"{np.median(own['milliseconds']):.1f}", f"{np.median(own['mib']):.0f}"]
             rows.append([f"{length:,}", str(len(y) // 2), way, *figures])
@@ -70,10 +70,10 @@ def row(prompts: Prompts, tokens: int, items: int) -> tuple[object, list[list[in
     raise ValueError(f"{tokens} tokens are too few")
 
 
-def step_of(policy: Backbone, images: CatalogImages, x, y: list[list[int]], least: int) -> Step:
+def step_of(policy: Backbone, images: CatalogImages, x, y: list[list[int]], attending: str) -> Step:
     def step() -> None:
         policy.model.zero_grad()
-        attention.LEAST = least
+        policy.model.set_attn_implementation({"text_config": attending})
         logps = score(policy, images, [x], [y])
         (logps.view(-1, 2) @ torch.tensor([-1.0, 1.0])).sum().backward()
 
