@@ -20,12 +20,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from bench_models import GEOMETRIES, build, catalogue, pixels_of
 
-from hanorec.data.catalog import read_catalog
+from hanorec.data.catalog import Catalog, read_catalog
 from hanorec.data.dataset import open_dataset, split_examples
+from hanorec.data.examples import Example
 from hanorec.evaluation.report import markdown
 from hanorec.models.prompts import HISTORY, QUESTIONS
 
@@ -86,7 +88,9 @@ def compare(backbone: str, work: str, args: argparse.Namespace, scratch: Path) -
     common = ["--work", work, "--backbone", checkpoint, "--data", data, "--batch-size", batch, "--pairs", pairs]
     others = {"plain": (HERE / "bench_worker.py", "--side", "plain", *common)}
     if work == "hanorec" and args.trl_python:
-        trl_pairs(data, pairs, scratch / "pairs.json")
+        opened = open_dataset(data)
+        examples = split_examples(opened, "train", "next", users=pairs)
+        trl_pairs(opened.catalog, examples, scratch / "pairs.json", list_candidates=True)
         trl = (
             HERE / "trl_dpo.py",
             "--checkpoint",
@@ -190,22 +194,20 @@ class Worker:
         self.process.wait()
 
 
-def trl_pairs(data: Path, pairs: int, path: Path) -> None:
-    """The pairs as TRL's side reads them: the same prompts as `prompts.Prompts` writes."""
-    opened = open_dataset(data)
-    titles, rows = opened.catalog.titles, []
-    for example in split_examples(opened, "train", "next", users=pairs):
+def trl_pairs(catalog: Catalog, examples: Iterable[Example], path: Path, *, list_candidates: bool) -> None:
+    """Write pairs as TRL's side reads them: the same prompts as `prompts.Prompts` makes."""
+    titles, rows = catalog.titles, []
+    for example in examples:
         content, text = [], HISTORY
         for item in example.history:
             text += "\n"
-            if opened.catalog.images[item] is not None:
-                content += [
-                    {"type": "text", "text": text},
-                    {"type": "image", "path": str(opened.catalog.images[item].resolve())},
-                ]
+            image = catalog.images[item]
+            if image is not None:
+                content += [{"type": "text", "text": text}, {"type": "image", "path": str(image.resolve())}]
                 text = ""
             text += titles[item]
-        text += "\n" + "\n".join([QUESTIONS["next", True], *(titles[item] for item in example.candidates)])
+        listed = [titles[item] for item in example.candidates] if list_candidates else []
+        text += "\n" + "\n".join([QUESTIONS["next", list_candidates], *listed])
         content.append({"type": "text", "text": text})
         rows.append(
             {"content": content, "chosen": titles[example.targets[0]], "rejected": titles[example.rejected[0][0]]}

@@ -15,7 +15,7 @@ import argparse
 
 import numpy as np
 import torch
-from nested import RESULTS, Step, measure
+from nested import RESULTS, Step, here, measure
 
 from hanorec.data.dataset import open_dataset
 from hanorec.data.examples import Example
@@ -46,7 +46,7 @@ def main() -> None:
     rows = []
     for tokens in args.tokens:
         x, y, length = row(prompts, tokens, len(data.catalog.titles))
-        steps = {way: (step_of(policy, images, x, y, name), len(y) // 2) for way, name in WAYS.items()}
+        steps = {way: (here(step_of(policy, images, x, y, name)), len(y) // 2) for way, name in WAYS.items()}
         for way, own in measure(steps, args.turns).items():
             figures = [f"{np.median(own['milliseconds']):.1f}", f"{np.median(own['mib']):.0f}"]
             rows.append([f"{length:,}", str(len(y) // 2), way, *figures])

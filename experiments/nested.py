@@ -3,6 +3,7 @@
 
     python experiments/nested.py --data DIR                                  the tiny backbone
     python experiments/nested.py --data DIR --backbone DIR --turns 3 --name nested-138m
+    python experiments/nested.py --data DIR --trl-python VENV/bin/python     beside TRL's DPOTrainer
 
 The ways to read as many targets as --history says:
 
@@ -11,6 +12,7 @@ The ways to read as many targets as --history says:
     five       windows of 5 items, packed (for SFT)
     windows    windows of --history items, each packed with its responses
     nested     a row of --history items and a target once, and every target behind a branch
+    TRL        the windows of `plain` in TRL's DPOTrainer, its head cut (trl_dpo.py), where an interpreter has `trl`
 
 Windows are drawn from all rows at random, as in training.
 
@@ -25,6 +27,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,11 +37,13 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from bench_worker import memory, plain, plain_reference
+from benchmark import Worker, trl_pairs
 
 from hanorec.data.dataset import Dataset, open_dataset, split_examples
 from hanorec.data.examples import Example, groups
 from hanorec.evaluation.report import markdown
 from hanorec.losses import hanorec_loss
+from hanorec.models import tiny
 from hanorec.models.backbone import Backbone, load_backbone
 from hanorec.models.images import CatalogImages
 from hanorec.models.lora import add_lora
@@ -48,6 +53,7 @@ from hanorec.models.scoring import batches, score
 GROWTH = (5, 10, 20, 50)
 RESULTS = Path(__file__).resolve().parent / "results"
 Step = Callable[[], None]
+Turn = Callable[[], tuple[float, float]]  # takes a step; gives its processor seconds and its peak MiB above rest
 
 
 def main() -> None:
@@ -59,6 +65,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, help="how many are read one by one (default: as many as --history)")
     parser.add_argument("--no-growth", action="store_true", help="leave the second table out")
     parser.add_argument("--forward-tokens", type=int, default=8192)
+    parser.add_argument("--trl-python", help="an interpreter that has trl: adds TRL's DPOTrainer to hanorec")
     parser.add_argument("--name", default="nested", help="of the results files")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -72,7 +79,10 @@ def main() -> None:
         policy.model.train()
         row = chunk(data, args.history)
         steps = ways(policy, data, row, work, args, frozen=not (full and work == "sft"))
-        found["works"][work] = measure(steps, args.turns)
+        turns = {name: (here(step), targets) for name, (step, targets) in steps.items()}
+        if work == "hanorec" and args.trl_python:
+            turns["TRL"] = in_trl(data, args)
+        found["works"][work] = measure(turns, args.turns)
     if not args.no_growth:
         found["growth"] = growth(add_lora(base), data, args.turns, args.forward_tokens)
     (RESULTS / f"{args.name}.json").write_text(json.dumps(found, indent=1) + "\n")
@@ -142,19 +152,47 @@ def ways(
     return {name: (step_of(name), len(targets[name])) for name in targets if work == "sft" or name != "five"}
 
 
-def measure(steps: dict[str, tuple[Step, int]], turns: int) -> dict[str, dict[str, list[float]]]:
-    """Milliseconds a target and peak MiB of every turn, by way."""
-    found: dict[str, dict[str, list[float]]] = {name: {"milliseconds": [], "mib": []} for name in steps}
-    for turn in range(turns + 1):  # the first touches memory
-        for name, (step, targets) in steps.items():
-            ctypes.CDLL("libc.so.6").malloc_trim(0)  # gives back what earlier steps freed
-            before = memory("VmRSS")
-            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
-            begun = time.process_time()
-            step()
-            if turn:
-                found[name]["milliseconds"].append(1000 * (time.process_time() - begun) / targets)
-                found[name]["mib"].append(memory("VmHWM") - before)
+def here(step: Step) -> Turn:
+    """A step in this process."""
+
+    def turn() -> tuple[float, float]:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # gives back what earlier steps freed
+        before = memory("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+        begun = time.process_time()
+        step()
+        return time.process_time() - begun, memory("VmHWM") - before
+
+    return turn
+
+
+def in_trl(data: Dataset, args: argparse.Namespace) -> tuple[Turn, int]:
+    """TRL's DPOTrainer in a process of its own, on the windows of `plain`, four to a step; and how many they are."""
+    windows = drawn_windows(data, args.history, args.windows or args.history)
+    batch = min(4, len(windows))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pairs.json"
+        trl_pairs(data.catalog, windows, path, list_candidates=False)
+        checkpoint = tiny.PRETRAINED if args.backbone == "tiny" else args.backbone
+        options = ("--checkpoint", checkpoint, "--pairs", path, "--batch-size", batch, "--head-cut")
+        worker = Worker(Path(__file__).parent / "trl_dpo.py", *options, python=args.trl_python)
+
+    def turn() -> tuple[float, float]:
+        line = worker.run(len(windows) // batch)
+        return line["cpu_seconds"], line["peak_mib"] - line["base_mib"]
+
+    return turn, len(windows) // batch * batch
+
+
+def measure(ways: dict[str, tuple[Turn, int]], turns: int) -> dict[str, dict[str, list[float]]]:
+    """Milliseconds a target and peak MiB of every turn, by way, each with its number of targets."""
+    found: dict[str, dict[str, list[float]]] = {name: {"milliseconds": [], "mib": []} for name in ways}
+    for number in range(turns + 1):  # the first touches memory
+        for name, (turn, targets) in ways.items():
+            seconds, mib = turn()
+            if number:
+                found[name]["milliseconds"].append(1000 * seconds / targets)
+                found[name]["mib"].append(mib)
     return found
 
 
@@ -180,7 +218,7 @@ def growth(policy: Backbone, data: Dataset, turns: int, forward_tokens: int) -> 
                 logps = score(policy, images, [x[i] for i in batch], [y[i] for i in batch])
                 (logps.view(-1, 2) @ torch.tensor([-1.0, 1.0])).sum().backward()
 
-        steps[str(history)] = (step, sum(map(len, rows)))
+        steps[str(history)] = (here(step), sum(map(len, rows)))
     return measure(steps, turns)
 
 

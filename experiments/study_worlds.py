@@ -159,10 +159,14 @@ METHODS = {"sft": (), **SFT_METHODS, **MAIN, **SENSITIVITY}
 SENSITIVE = "early"  # the world of the sensitivity, with the first seed alone, unless they are asked for by name
 # Options chosen on validation users, after a method's own: {"method" or "world/method": ("--learning-rate", "3e-4")}.
 # To choose: `study.py --methods dpo@1e-4 dpo@3e-4 dpo@1e-3 --seeds 1`, then the trials' table of `study.py --table`.
-_FAST = ("--learning-rate", "3e-3")
+_FAST, _SLOW = ("--learning-rate", "3e-3"), ("--learning-rate", "1e-4")
 CHOSEN: dict[str, tuple[str, ...]] = {  # pairs learn best at the default, 1e-4
     "sft-continued": _FAST,
     "s-dpo-15": _FAST,
     "hanorec-15-paper": _FAST,
     "hanorec-15-calibrated": _FAST,
+    f"{REAL}/sft-continued": ("--learning-rate", "1e-3"),
+    f"{REAL}/s-dpo-15": _SLOW,
+    f"{REAL}/hanorec-15-paper": _SLOW,
+    f"{REAL}/hanorec-15-calibrated": _SLOW,
 }

@@ -92,14 +92,14 @@ def work(trainer, rows: list[dict], answers) -> None:
         if not line.startswith("run"):
             break
         Path("/proc/self/clear_refs").write_text("5")
-        begun, losses, steps = time.perf_counter(), [], int(line.split()[1])
+        begun, cpu, losses, steps = time.perf_counter(), time.process_time(), [], int(line.split()[1])
         for _ in range(steps):
             losses.append(trainer.training_step(trainer.model, next(batches)).item())
             torch.nn.utils.clip_grad_norm_([p for p in trainer.model.parameters() if p.requires_grad], 1.0)
             trainer.optimizer.step()
             trainer.optimizer.zero_grad()
         say(answers, done=steps * trainer.args.per_device_train_batch_size, seconds=time.perf_counter() - begun,
-            losses=losses, base_mib=base, peak_mib=memory("VmHWM"))  # fmt: skip
+            cpu_seconds=time.process_time() - cpu, losses=losses, base_mib=base, peak_mib=memory("VmHWM"))  # fmt: skip
 
 
 def say(answers, **values) -> None:
