@@ -4,8 +4,9 @@
     python experiments/grouping.py --data DIR --backbone runs/tiny-for-my-data --seeds 1 2 3
 
 SFT over a quarter of the training windows, read one by one, with batches of similar lengths (as train_sft.py makes
-them) and with batches drawn from all. Then evaluate.py on the validation users, with true and grey images. A finished
-run is not run again; the table is of all that are there: experiments/results/grouping.md.
+them) and with batches drawn from all. Then evaluate.py on the validation users, with true and grey images. The result
+of an order and a seed is one file in experiments/results/grouping/, and is not made again where the file is there; the
+table is of all of them: experiments/results/grouping.md.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from hanorec.data.dataset import open_dataset
 from hanorec.data.interactions import windows
 from hanorec.errors import exit_on_user_error
 from hanorec.evaluation.report import markdown
+from hanorec.training.checkpoints import replace_text
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDERS = {"grouped": "batches of similar lengths", "mixed": "batches drawn from all"}
@@ -38,25 +40,26 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--share", type=float, default=0.25, help="of the training windows (default 0.25)")
     parser.add_argument("--runs", type=Path, default=Path("runs/grouping"), metavar="DIR")
-    parser.add_argument("--results", type=Path, default=ROOT / "experiments" / "results", metavar="DIR")
+    parser.add_argument("--results", type=Path, default=ROOT / "experiments" / "results" / "grouping", metavar="DIR")
     args = parser.parse_args()
     data = open_dataset(args.data)
     number = round(args.share * len(windows(data.train, which="every")[0]))
     of_one = ["--data", args.data, "--backbone", args.backbone, "--train-users", str(number), "--epochs", "1"]
-    figures: dict[str, list[dict]] = {order: [] for order in ORDERS}
+    args.results.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
         for order in ORDERS:
-            run = args.runs / f"{order}-{seed}"
-            if not (run / "finished.json").is_file():
-                train = [*of_one, "--output", str(run), "--cache", str(args.runs / "cache"), "--seed", str(seed)]
-                call(__file__, order, *train, "--windows", "every", "--overwrite")
+            run, cell = args.runs / f"{order}-{seed}", args.results / f"{order}-{seed}.json"
+            if cell.is_file():
+                continue
+            train = [*of_one, "--output", str(run), "--cache", str(args.runs / "cache"), "--seed", str(seed)]
+            call(__file__, order, *train, "--windows", "every", "--overwrite")
             views = ["--split", "val", "--modality", "full", "blank", "--baselines", "popularity"]
-            if not (run / "evaluation-val-next.json").is_file():
-                call(ROOT / "evaluate.py", "--runs", str(run), "--cache", str(args.runs / "cache"), *views)
+            call(ROOT / "evaluate.py", "--runs", str(run), "--cache", str(args.runs / "cache"), *views)
             measures = json.loads((run / "evaluation-val-next.json").read_text(encoding="utf-8"))["measures"]
-            figures[order].append({name: measures[f"{run}{row}"]["HR@1"][0] for row, name in ROWS.items()})
-    path = args.results / "grouping.md"
-    path.write_text(table(figures, number), encoding="utf-8")
+            figures = {name: measures[f"{run}{row}"]["HR@1"][0] for row, name in ROWS.items()}
+            replace_text(cell, json.dumps({"order": order, "seed": seed, "windows": number, **figures}) + "\n")
+    path = args.results.with_suffix(".md")
+    path.write_text(table([json.loads(cell.read_text()) for cell in sorted(args.results.glob("*.json"))]))
     print(path.read_text(encoding="utf-8"))
 
 
@@ -73,16 +76,17 @@ def train(order: str, arguments: list[str]) -> None:
     runpy.run_path(str(ROOT / "train_sft.py"), run_name="__main__")
 
 
-def table(figures: dict[str, list[dict]], number: int) -> str:
+def table(cells: list[dict]) -> str:
     """Means over seeds, [least, most]; and what the images are worth."""
     rows = []
     for order, name in ORDERS.items():
-        true, grey = (np.array([each[column] for each in figures[order]]) for column in ROWS.values())
-        rows.append([name, str(len(true)), *map(spread, (true, grey, true - grey))])
+        if own := [cell for cell in cells if cell["order"] == order]:
+            true, grey = (np.array([cell[column] for cell in own]) for column in ROWS.values())
+            rows.append([name, str(len(true)), *map(spread, (true, grey, true - grey))])
     header = ["order", "seeds", *ROWS.values(), "images: more HR@1"]
     return (
-        f"Written by `python experiments/grouping.py`: SFT over {number} windows, one epoch, on validation users, mean "
-        f"[least, most] over seeds.\n\n{markdown(header, rows)}\n"
+        f"Written by `python experiments/grouping.py`: SFT over {cells[0]['windows']} windows, one epoch, on "
+        f"validation users, mean [least, most] over seeds.\n\n{markdown(header, rows)}\n"
     )
 
 
