@@ -114,8 +114,8 @@ def train_command(cell: Cell, folder: Path) -> list[str]:
     places = _places(folder / "data" / world.data, folder / cell.name, cell.seed)
     training = [*TRAINING, "--train-users", str(world.windows), *world.options]
     chosen = [*METHODS[method], *CHOSEN.get(method, ()), *CHOSEN.get(f"{cell.world}/{method}", ())]
-    if cell.trial:
-        chosen += ["--learning-rate", cell.trial]
+    if cell.trial:  # in place of what was chosen by such trials
+        chosen = [*METHODS[method], "--learning-rate", cell.trial]
     if method == "sft":
         return []
     if method in SFT_METHODS:

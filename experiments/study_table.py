@@ -48,15 +48,18 @@ class Comparison(NamedTuple):
 def tables(results: Path, cells: Sequence[Cell]) -> str:
     """All tables as Markdown.
 
-    cells: those asked for. Files of other cells are left alone, and so are cells of other settings than today's.
+    cells: those asked for. Files of other cells are left alone, but for trials in the same worlds, and so are cells of
+    other settings than today's.
     Errors: DataError where the folder is missing, holds something other than cells, or none of these, and where two
     cells are not of the same users.
     """
     contents = read_cells(results)
+    worlds, asked = {cell.world for cell in cells}, set(cells)
     found = {
-        cell: contents[cell]
-        for cell in cells
-        if cell in contents and same(contents[cell]["fingerprint"], fingerprint(cell), any_code=True)
+        cell: content
+        for cell, content in contents.items()
+        if (cell in asked or (cell.trial and cell.world in worlds))
+        and same(content["fingerprint"], fingerprint(cell), any_code=True)
     }
     if not found:
         raise DataError(f"{results}: holds none of the {len(cells)} cells asked for")

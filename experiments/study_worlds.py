@@ -158,7 +158,7 @@ SENSITIVITY = {  # one setting of the calibrated recipe at a time; its own are Î
 METHODS = {"sft": (), **SFT_METHODS, **MAIN, **SENSITIVITY}
 SENSITIVE = "early"  # the world of the sensitivity, with the first seed alone, unless they are asked for by name
 # Options chosen on validation users, after a method's own: {"method" or "world/method": ("--learning-rate", "3e-4")}.
-# To choose: `study.py --methods dpo@1e-4 dpo@3e-4 dpo@1e-3 --seeds 1`, then the trials' table of `study.py --table`.
+# To choose: `study.py --methods dpo@1e-4 dpo@3e-4 dpo@1e-3 --seeds 1`, then `study.py --table`.
 _FAST, _SLOW = ("--learning-rate", "3e-3"), ("--learning-rate", "1e-4")
 CHOSEN: dict[str, tuple[str, ...]] = {  # pairs learn best at the default, 1e-4
     "sft-continued": _FAST,
