@@ -173,7 +173,7 @@ def view_table(done: Contents, world: str, view: str, compared: dict, survivors:
     greyed = any(blank in content["views"] for cell, content in done.items() if cell.world == world)
     header = ["method", "seeds"]
     for measure in measures_of(view):
-        header += [measure, *(f"− {name}" for name in REFERENCES.values())]
+        header += [measure, *(f"{measure} − {name}" for name in REFERENCES.values())]
     rows = []
     for method in methods_of(done, world):
         seeds = seeds_of(done, world, method)
