@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from study_cells import ROOT, start_command
 from study_run import Failed, Scripts, make_catalogues, measured, rounded, write_cell
-from study_table import MEASURES, numbers, shown
+from study_table import shown, values
 from study_worlds import REAL
 
 from hanorec.errors import DataError, exit_on_user_error
@@ -118,14 +118,6 @@ def row(of: dict[str, dict[int, dict]], view: str, split: str) -> list[str]:
         more = [images[seed] - own[seed] for seed in own if seed in images and view != "image"]
         line += [f"{np.mean(list(own.values())):.3f}", shown(paired_difference(more) if more else None, False)]
     return line
-
-
-def values(cell: dict, split: str, measure: str) -> np.ndarray:
-    """A measure of every user, [U]."""
-    seen = cell["views"][split]
-    ahead = numbers(seen["ahead"])
-    tied = numbers(seen["tied"]) if seen["tied"] else np.zeros_like(ahead)
-    return MEASURES[measure](ahead, tied, seen["candidates"])
 
 
 if __name__ == "__main__":
