@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import Callable
 
-from torch.multiprocessing.spawn import start_processes
+from torch.multiprocessing.spawn import ProcessContext, start_processes
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["hanorec.models.lora", "hanorec.evaluation.ranking", "hanorec.hardness"])
@@ -20,10 +20,17 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+def start_ranks(count: int, work: Callable, *arguments) -> ProcessContext:
+    """Start `work` on `count` ranks, which see what `torchrun` tells its own."""
+    details = (count, free_port(), work, arguments)
+    return start_processes(_rank, details, nprocs=count, join=False, start_method="forkserver")
+
+
 def run_ranks(count: int, work: Callable, *arguments) -> None:
-    """Call `work` on `count` ranks, which see what `torchrun` tells its own. If one fails, the others are ended and its
-    traceback is raised."""
-    start_processes(_rank, (count, free_port(), work, arguments), nprocs=count, start_method="forkserver")
+    """The same, to the end. If one fails, the others are ended and its traceback is raised."""
+    context = start_ranks(count, work, *arguments)
+    while not context.join():
+        pass
 
 
 def _rank(rank: int, count: int, port: int, work: Callable, arguments: tuple) -> None:

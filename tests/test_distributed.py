@@ -6,18 +6,20 @@ import importlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
 from conftest import ROOT
-from processes import free_port, run_ranks
+from processes import free_port, run_ranks, start_ranks
 from safetensors.torch import load_file
 
 from hanorec import distributed
 from hanorec.cache import cached
+from hanorec.data.toy import World, make_toy
+from hanorec.errors import DataError
 
 SHORT = ["--max-steps", 4, "--validate-every", 2, "--validate-users", 7, "--batch-size", 5, "--candidates", 6]
 LOG = ["--log-every", 1, "--lora-dropout", 0]
@@ -56,33 +58,29 @@ def stages(base, name, data, wanted) -> list[list[str]]:
     return [[placed(part) for part in STAGES[stage]] for stage in wanted]
 
 
-def launch(module: str, *arguments) -> subprocess.Popen:
-    """A launcher's process, in the repository's root."""
-    path = os.pathsep.join(map(str, (ROOT / "src", ROOT, ROOT / "tests")))
-    return subprocess.Popen(
-        [sys.executable, "-m", module, *map(str, arguments)], cwd=ROOT, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
-def base(tmp_path_factory, toy_folder):
+def base(tmp_path_factory):
     """Runs of one process (in folder one), of two (two), and of two with sharded weights (sharded), which `accelerate`
-    launches."""
+    launches. No cold items: each process opens all images of each run."""
     base = tmp_path_factory.mktemp("processes")
+    toy = make_toy(base / "toy", World(6, 0, users=60, cold_users=0, longest_row=6, shortest_row=4))
     before = sys.argv
-    call(stages(base, "one", toy_folder, STAGES))
+    call(stages(base, "one", toy, STAGES))
     sys.argv = before
-    run_ranks(2, call, stages(base, "two", toy_folder, STAGES))
-    (base / "sharded.json").write_text(json.dumps(stages(base, "sharded", toy_folder, SHARDED)))
+    run_ranks(2, call, stages(base, "two", toy, STAGES))
+    (base / "sharded.json").write_text(json.dumps(stages(base, "sharded", toy, SHARDED)))
     program = base / "sharded.py"
     program.write_text(
         f"import json\nfrom test_distributed import call\ncall(json.load(open({str(base / 'sharded.json')!r})))\n"
     )
-    process = launch("accelerate.commands.launch", "--config_file", ROOT / "configs" / "fsdp.yaml", "--num_processes", 2,
-                     "--main_process_port", free_port(), program)  # fmt: skip
-    _, errors = process.communicate(timeout=280)
-    assert process.returncode == 0, errors[-4000:]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", ROOT / "configs" / "fsdp.yaml"]
+    path = os.pathsep.join(map(str, (ROOT / "src", ROOT, ROOT / "tests")))
+    done = subprocess.run(
+        [*launcher, "--num_processes", "2", "--main_process_port", str(free_port()), program],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
+        timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
     return base
 
 
@@ -115,8 +113,13 @@ def test_metrics_are_exactly_those_of_one_process(base, name):
     assert [*one.values()] == [*two.values()] and len(one) > 3  # the methods' names hold the folders
 
 
+def call_stopped(stages: list[list[str]]) -> None:
+    with pytest.raises(DataError, match="interrupted at step"):
+        call(stages)
+
+
 def test_two_processes_that_were_stopped_end_as_if_they_had_not_been(base, tmp_path):
-    """Both finish the same step, whoever hears first the signal that `torchrun` passes on."""
+    """Both finish the same step, though one alone hears the signal."""
     (hanorec,) = stages(base, "two", "", ["hanorec"])
 
     def command(run: str) -> list[str]:
@@ -124,15 +127,13 @@ def test_two_processes_that_were_stopped_end_as_if_they_had_not_been(base, tmp_p
         return [*hanorec, *more]  # the last of an option counts
 
     run_ranks(2, call, [command("whole")])
-    script, *options = command("stopped")
-    process = launch(
-        "torch.distributed.run", "--nproc-per-node", 2, "--master-port", free_port(), f"{script}.py", *options
-    )
+    ranks = start_ranks(2, call_stopped, [command("stopped")])
     log = tmp_path / "stopped" / "metrics.jsonl"
-    while process.poll() is None and not (log.exists() and log.read_text()):
-        time.sleep(0.01)
-    process.terminate()
-    assert "interrupted at step" in process.communicate()[1]
+    while not (log.exists() and log.read_text()) and not ranks.join(timeout=0.01):
+        pass
+    os.kill(ranks.pids()[1], signal.SIGTERM)
+    while not ranks.join():
+        pass
     run_ranks(2, call, [[*command("stopped"), "--resume"]])
     for left in ("metrics.jsonl", "finished.json", "model/adapter_model.safetensors"):
         assert (tmp_path / "whole" / left).read_bytes() == (tmp_path / "stopped" / left).read_bytes(), left

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,13 @@ def test_the_mathematics_needs_pytorch_alone(name):
     allowed = {"__future__", "collections", "contextlib", "functools", "math", "typing", "torch", "hanorec"}
     assert outside <= allowed
     assert name != "losses" or "hanorec" not in outside  # a reader can copy the one file
+
+
+def test_data_is_read_without_torch():
+    """So that the scripts in data/ that compute nothing start at once."""
+    modules = ", ".join(f"hanorec.data.{name}" for name in ("interactions", "catalog", "examples", "release", "toy"))
+    command = f"import sys, {modules}; print('torch' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", command], text=True).strip() == "False"
 
 
 def test_no_room_has_a_circle_of_imports():

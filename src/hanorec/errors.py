@@ -5,14 +5,11 @@ In: an exception that a user can do something about. Out: one line on stderr and
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-import torch
-
-from hanorec import distributed
 
 
 class DataError(ValueError):
@@ -33,7 +30,9 @@ def exit_on_user_error() -> Iterator[None]:
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which scripts that compute nothing do not import
+            raise
         print(
             f"error: out of memory: {str(error).splitlines()[0]} What lowers it: --forward-tokens, --batch-size, "
             "--gradient-checkpointing, --dtype bfloat16, --image-pixels, --lora on",
@@ -46,5 +45,5 @@ def exit_on_user_error() -> Iterator[None]:
 
 
 def _one_line_warning(message, *_, **__) -> None:
-    if distributed.is_main_process():
+    if os.environ.get("RANK", "0") == "0":  # the launchers' number of this process
         print(f"warning: {message}", file=sys.stderr)

@@ -189,7 +189,8 @@ def sft_and_dpo(folder, data, output):
         model,
         lambda: hanorec_loss(*score(policy, images, asked, answers).view(-1, 2).T, *reference_logps, easy).loss,
     )
-    assert all(model.state_dict()[name].equal(value) for name, value in merged.items())
+    after = model.state_dict()
+    assert all(after[name].equal(value) for name, value in merged.items())
     model.save_pretrained(output / "dpo")
     with torch.no_grad():
         return score(policy, images, asked, answers).tolist()
