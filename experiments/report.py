@@ -40,7 +40,7 @@ figure { margin: 1.5rem 0; } figure img { display: block; width: 100%; max-width
 figcaption { color: #444; font-size: 0.9rem; max-width: 40rem; }
 .table { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: 0.85rem; white-space: nowrap; }
-th, td { padding: 0.25rem 0.6rem; text-align: left; border-bottom: 1px solid #ccc; }
+th, td { padding: 0.25rem 0.4rem; text-align: left; border-bottom: 1px solid #ccc; }
 th { border-bottom: 2px solid #444; }
 .yes, .no { font-weight: bold; } .no { text-decoration: underline; } .missing { color: #595959; font-style: italic; }
 nav a { margin-right: 1rem; } code { font-size: 0.9em; overflow-wrap: anywhere; }
@@ -177,7 +177,7 @@ def page(study: Study, answered: Sequence[Answer], images: Sequence[tuple[str, s
         for _, caption, content in (image for image in images if image[0] == section):
             source = "data:image/png;base64," + base64.b64encode(content).decode("ascii")
             image = f'<img loading="lazy" alt="{escape(caption)}" src="{source}">'
-            body.append(f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>")
+            body.append(f"<figure><figcaption>{escape(caption)}</figcaption>{image}</figure>")
     if study.failed:
         reasons = ((cell.name, escape(content["failed"])) for cell, content in study.failed.items())
         lines = (f"<li><code>{name}</code>: {reason}</li>" for name, reason in reasons)
