@@ -21,7 +21,12 @@ from hanorec.models.backbone import load_backbone
 from hanorec.models.images import CatalogImages
 
 ROOT = Path(__file__).resolve().parent.parent
+LONGEST = ("test_end_to_end.py", "test_distributed.py", "test_families.py")  # begun first: both cores end together
 SMALL_WORLD = World(warm_per_cell=6, cold_per_cell=2, users=60, cold_users=10, shortest_row=4, longest_row=6)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")
