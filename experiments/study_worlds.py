@@ -62,6 +62,7 @@ SFT_TRIALS = {  # of SFT on real data, measured on validation users alone
     "ml-100k-titles-3e-4": _real("whole-titles", 20, 1, "--learning-rate", "3e-4"),
     "ml-100k-titles-3e-3": _real("whole-titles", 20, 1, "--learning-rate", "3e-3"),
     "ml-100k-cuts-dropout-0.1": _real("whole-titles", 20, 1, "--cuts", "8", "--dropout", "0.1"),
+    "ml-100k-cuts-dropout-0.2": _real("whole-titles", 20, 1, "--cuts", "8", "--batch-size", "40", "--dropout", "0.2"),
     "ml-100k-long-dropout-0.15": _real("whole-titles", 20, 4, *_TWENTY_PASSES, "--dropout", "0.15"),
     "ml-100k-titles-8": _real("whole-titles", 20, 8),
 }
