@@ -22,8 +22,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from study_cells import ROOT, start_command
-from study_run import Failed, Scripts, make_catalogues, measured, rounded, write_cell
+from study_cells import ROOT, start_command, start_folder
+from study_run import Failed, Scripts, make_catalogues, make_start, measured, rounded, write_cell
 from study_table import shown, values
 from study_worlds import REAL
 
@@ -75,12 +75,22 @@ def describe(data: Path, backbone: str) -> None:
 
 
 def run_cell(catalogue: str, view: str, seed: int, runs: Path, scripts: Scripts) -> dict:
-    """Train and measure a cell; returns the content of its file. Errors: DataError where a script fails."""
-    run = runs / f"view-{catalogue}-{view}-{seed}"
-    train = [*start_command(STARTS_OF[catalogue], seed, runs), "--item-view", view, "--output", str(run)]
+    """Train and measure a cell; returns the content of its file. With images it is the study's start itself. Errors:
+    DataError where a script fails."""
+    start = STARTS_OF[catalogue]
+    run, train = start_folder(start, seed, runs), start_command(start, seed, runs)
+    if view != "image":
+        run = runs / f"view-{catalogue}-{view}-{seed}"
+        train += ["--item-view", view, "--output", str(run)]
     content: dict = {"catalogue": catalogue, "view": view, "seed": seed, "command": " ".join(train), "views": {}}
     try:
-        content["seconds"] = rounded(scripts.run(train, run.with_suffix(".log")))
+        if view == "image":
+            made = make_start(start, seed, runs, scripts, any_code=True)
+            if "failed" in made:
+                raise Failed(made["failed"])
+            content["seconds"] = made["seconds"]
+        else:
+            content["seconds"] = rounded(scripts.run(train, run.with_suffix(".log")))
         for split in SPLITS[catalogue]:
             command = ["evaluate.py", "--runs", str(run), "--data", str(runs / "data" / catalogue)]
             command += ["--cache", str(runs / "cache"), "--users", "1000", "--baselines", "popularity"]

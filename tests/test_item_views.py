@@ -19,7 +19,7 @@ from study_run import Failed, Scripts, write_cell
 
 
 class Pretended(Scripts):
-    """Takes every command as its script does, and leaves what evaluate.py leaves."""
+    """Takes every command as its script does, and leaves what of its results is read."""
 
     def __init__(self, monkeypatch, ahead: list[int]):
         super().__init__()
@@ -29,6 +29,10 @@ class Pretended(Scripts):
         self.monkeypatch.setattr(sys, "argv", command)
         options = parse(SFTOptions if command[0] == "train_sft.py" else EvaluationOptions)
         self.taken.append(options)
+        if command[0] == "train_sft.py":
+            weights = Path(options.output) / "model" / "model.safetensors"
+            weights.parent.mkdir(parents=True)
+            weights.touch()
         if command[0] == "evaluate.py":
             run = Path(options.runs[0])
             run.mkdir(parents=True, exist_ok=True)
@@ -52,7 +56,8 @@ def test_a_cell_trains_in_its_view_and_the_table_pairs_it_with_images(tmp_path, 
     for view, ahead in (("image", [0, 3]), ("title", [0, 0])):
         scripts = Pretended(monkeypatch, ahead)
         write_cell(tmp_path / "results" / f"{view}.json", run_cell("toy", view, 1, Path("runs"), scripts))
-        assert scripts.taken[0].item_view == view and scripts.taken[0].output == f"runs/view-toy-{view}-1"
+        run = "start-full-1" if view == "image" else "view-toy-title-1"  # the study's own start, and one in titles
+        assert scripts.taken[0].item_view == view and scripts.taken[0].output == f"runs/{run}"
         assert [options.split for options in scripts.taken[1:]] == ["test", "cold"]
     lines = tables(tmp_path / "results").splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
