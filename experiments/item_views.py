@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Do pixels carry more than their words? SFT that sees items as images, as descriptions, as both, or as titles alone.
+"""Do pixels carry more than their words? SFT with an image before each title, a description, both, or nothing.
 
     python experiments/item_views.py --list                  every cell and its state
     python experiments/item_views.py --seeds 1               the toy catalogue, described by the tiny backbone
@@ -31,7 +31,7 @@ from hanorec.errors import DataError, exit_on_user_error
 from hanorec.evaluation.paired import paired_difference
 from hanorec.evaluation.report import markdown
 
-VIEWS = {"image": "images", "description": "descriptions", "both": "both", "title": "titles alone"}
+VIEWS = {"image": "image", "description": "description", "both": "image and description", "title": "nothing"}
 STARTS_OF = {"toy": "full", REAL: "ml-100k-20"}  # of the study: what SFT is like
 SPLITS = {"toy": ("test", "cold"), REAL: ("test",)}
 
@@ -108,14 +108,14 @@ def tables(results: Path) -> str:
     if not cells:
         raise DataError(f"{results}: no cells; the script makes them")
     parts = [
-        "Written by `python experiments/item_views.py --table`: SFT by what stands before an item's title. Means over "
+        "Written by `python experiments/item_views.py --table`: SFT by what stands before each title. Means over "
         "seeds and users; what images have more, paired, with 95 % intervals over users and seeds."
     ]
     for catalogue, splits in SPLITS.items():
         of = {view: {c["seed"]: c for c in cells if (c["catalogue"], c["view"]) == (catalogue, view)} for view in VIEWS}
         for split in splits if any(of.values()) else ():
             rows = [row(of, view, split) for view in VIEWS if of[view]]
-            header = ["items as", "seeds", "HR@1", "images: more HR@1", "NDCG@10", "images: more NDCG@10"]
+            header = ["before a title", "seeds", "HR@1", "images: more HR@1", "NDCG@10", "images: more NDCG@10"]
             parts.append(f"{catalogue}, `{split}`\n\n{markdown(header, rows)}")
     return "\n\n".join(parts) + "\n"
 

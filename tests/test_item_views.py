@@ -61,8 +61,8 @@ def test_a_cell_trains_in_its_view_and_the_table_pairs_it_with_images(tmp_path, 
         assert [options.split for options in scripts.taken[1:]] == ["test", "cold"]
     lines = tables(tmp_path / "results").splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
-    assert rows[2][:4] == ["images", "1", "0.500", "–"]  # one of two users' targets is first
-    assert rows[3][:3] == ["titles alone", "1", "1.000"] and rows[3][3].startswith("-0.500 [")
+    assert rows[2][:4] == ["image", "1", "0.500", "–"]  # one of two users' targets is first
+    assert rows[3][:3] == ["nothing", "1", "1.000"] and rows[3][3].startswith("-0.500 [")
     assert "ml-100k" not in "".join(lines)
 
 
