@@ -6,7 +6,7 @@
     python experiments/study.py --worlds early --methods dpo hanorec-paper --seeds 1
     python experiments/study.py --worlds early --methods dpo@1e-4 dpo@3e-4 --seeds 1   trials, on validation users alone
     python experiments/study.py --worlds ml-100k --data DIR  on real data
-    python experiments/study.py --table                      writes experiments/results/study.md from what is there
+    python experiments/study.py --table                      writes experiments/results/study.md, beside --results
     python experiments/study.py --worlds small --methods sft dpo --seeds 1 --results DIR --runs DIR   seconds
 
 A cell's result is one JSON file in --results, written when the cell is done. Cells whose file is there, of the same
@@ -64,7 +64,7 @@ def main() -> None:
     results, runs = folders
     if args.table:
         text = tables(results, cells)
-        path = results.parent / "study.md"
+        path = results.parent / f"{results.name}.md"
         path.write_text(text, encoding="utf-8")
         print(text)
         return

@@ -67,7 +67,7 @@ def tables(results: Path, cells: Sequence[Cell]) -> str:
     done = {cell: content for cell, content in found.items() if not cell.trial and "failed" not in content}
     compared = comparisons(done)
     survivors = surviving(compared)
-    parts = [introduction(done, len([cell for cell in cells if not cell.trial]), compared)]
+    parts = [introduction(results, done, len([cell for cell in cells if not cell.trial]), compared)]
     for world in [name for name in WORLDS if any(cell.world == name for cell in done)]:
         parts.append(f"## World `{world}`")
         for view in WORLDS[world].views:
@@ -110,14 +110,15 @@ def paired(
 def differences_of(
     done: Contents, world: str, view: str, one: str, other: str, value: Callable[[dict], np.ndarray]
 ) -> list[np.ndarray]:
-    """What one method's users have more of a value than another's, [U] for each seed that both methods have.
+    """What one method's users have more of a value than another's, [U] for each seed that both methods have from the
+    same SFT start: a start that was made again on another machine may have other weights.
 
     value: takes a cell's content, gives a number a user. Errors: DataError where the cells are of other users.
     """
     differences, users = [], set()
     for seed in seeds_of(done, world, one):
         first, second = done[Cell(world, one, seed)], done.get(Cell(world, other, seed))
-        if second is not None:
+        if second is not None and first["start"] == second["start"]:
             users |= {first["views"][view]["users"], second["views"][view]["users"]}
             if len(users) > 1:
                 raise DataError(f"{world}, {view}, seed {seed}: {one} and {other} were measured on different users")
@@ -149,7 +150,7 @@ def surviving(compared: dict[Comparison, Difference]) -> set[Comparison]:
     return survivors
 
 
-def introduction(done: Contents, wanted: int, compared: dict[Comparison, Difference]) -> str:
+def introduction(results: Path, done: Contents, wanted: int, compared: dict[Comparison, Difference]) -> str:
     codes = {content["fingerprint"]["code"] for content in done.values()}
     starts: dict[tuple[str, int], set[str]] = {}
     for (world, _, seed), content in done.items():
@@ -157,9 +158,12 @@ def introduction(done: Contents, wanted: int, compared: dict[Comparison, Differe
     several = sum(len(found) > 1 for found in starts.values())
     family = max(sum((e.measure, e.reference) == (m, r) for e in compared) for m in MEASURES for r in REFERENCES)
     sentences = [
-        "Written by `python experiments/study.py --table` from the files in `study/`:",
+        f"Written by `python experiments/study.py --table` from the files in `{results.name}/`:",
         f"{len(done)} of {wanted} cells, made by {len(codes)} version{'s' * (len(codes) > 1)} of the code.",
-        f"{several} SFT starts were made again with other weights (another machine)." if several else "",
+        f"{several} SFT starts were made again with other weights (another machine); cells of two starts are not"
+        " compared."
+        if several
+        else "",
         "Values are means over seeds and users. Differences are paired, with 95 % bootstrap intervals over users and",
         f"seeds. An asterisk marks what survives Holm's correction at {100 * LEVEL:.0f} %, over all comparisons of a",
         f"measure with a reference (at most {family}). `pairs` is the share of the other candidates that the target is",

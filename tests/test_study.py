@@ -274,6 +274,18 @@ def test_cells_of_different_users_are_not_paired(tmp_path):
         tables(tmp_path, grid(["hard"], ["dpo", "simpo"], [1]))
 
 
+def test_cells_of_different_starts_are_not_paired(tmp_path):
+    """Another machine's start of the same seed has other weights."""
+    cell_file(tmp_path, "dpo", 1, [0, 1])
+    cell_file(tmp_path, "simpo", 1, [0, 0])
+    asked = grid(["hard"], ["dpo", "simpo"], [1])
+    assert "+0.500 [" in tables(tmp_path, asked)
+    path = tmp_path / "hard--simpo--1.json"
+    write_cell(path, read_cell(path) | {"start": "other weights"})
+    text = tables(tmp_path, asked)
+    assert "+0.500 [" not in text and "1 SFT starts were made again with other weights" in " ".join(text.split())
+
+
 def test_a_foreign_or_empty_folder_of_results_is_refused(tmp_path):
     asked = grid(["hard"], ["dpo"], [1])
     with pytest.raises(DataError, match="no such folder"):
