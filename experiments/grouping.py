@@ -58,8 +58,9 @@ def main() -> None:
             measures = json.loads((run / "evaluation-val-next.json").read_text(encoding="utf-8"))["measures"]
             figures = {name: measures[f"{run}{row}"]["HR@1"][0] for row, name in ROWS.items()}
             replace_text(cell, json.dumps({"order": order, "seed": seed, "windows": number, **figures}) + "\n")
-    path = args.results.with_suffix(".md")
-    path.write_text(table([json.loads(cell.read_text()) for cell in sorted(args.results.glob("*.json"))]))
+    path = args.results.parent / f"{args.results.name}.md"
+    cells = [json.loads(cell.read_text(encoding="utf-8")) for cell in sorted(args.results.glob("*.json"))]
+    path.write_text(table(cells), encoding="utf-8")
     print(path.read_text(encoding="utf-8"))
 
 

@@ -78,19 +78,17 @@ def run_cell(catalogue: str, view: str, seed: int, runs: Path, scripts: Scripts)
     """Train and measure a cell; returns the content of its file. With images it is the study's start itself. Errors:
     DataError where a script fails."""
     start = STARTS_OF[catalogue]
-    run, train = start_folder(start, seed, runs), start_command(start, seed, runs)
-    if view != "image":
-        run = runs / f"view-{catalogue}-{view}-{seed}"
-        train += ["--item-view", view, "--output", str(run)]
-    content: dict = {"catalogue": catalogue, "view": view, "seed": seed, "command": " ".join(train), "views": {}}
+    train, content = start_command(start, seed, runs), {"catalogue": catalogue, "view": view, "seed": seed, "views": {}}
     try:
         if view == "image":
-            made = make_start(start, seed, runs, scripts, any_code=True)
+            run, made = start_folder(start, seed, runs), make_start(start, seed, runs, scripts, any_code=True)
             if "failed" in made:
                 raise Failed(made["failed"])
-            content["seconds"] = made["seconds"]
         else:
-            content["seconds"] = rounded(scripts.run(train, run.with_suffix(".log")))
+            run = runs / f"view-{catalogue}-{view}-{seed}"
+            train += ["--item-view", view, "--output", str(run)]
+            made = {"seconds": rounded(scripts.run(train, run.with_suffix(".log")))}
+        content |= {"command": " ".join(train), "seconds": made["seconds"]}
         for split in SPLITS[catalogue]:
             command = ["evaluate.py", "--runs", str(run), "--data", str(runs / "data" / catalogue)]
             command += ["--cache", str(runs / "cache"), "--users", "1000", "--baselines", "popularity"]

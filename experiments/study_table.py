@@ -160,10 +160,7 @@ def introduction(results: Path, done: Contents, wanted: int, compared: dict[Comp
     sentences = [
         f"Written by `python experiments/study.py --table` from the files in `{results.name}/`:",
         f"{len(done)} of {wanted} cells, made by {len(codes)} version{'s' * (len(codes) > 1)} of the code.",
-        f"{several} SFT starts were made again with other weights (another machine); cells of two starts are not"
-        " compared."
-        if several
-        else "",
+        f"Starts made again with other weights: {several}; cells of two starts are not compared." if several else "",
         "Values are means over seeds and users. Differences are paired, with 95 % bootstrap intervals over users and",
         f"seeds. An asterisk marks what survives Holm's correction at {100 * LEVEL:.0f} %, over all comparisons of a",
         f"measure with a reference (at most {family}). `pairs` is the share of the other candidates that the target is",

@@ -283,7 +283,7 @@ def test_cells_of_different_starts_are_not_paired(tmp_path):
     path = tmp_path / "hard--simpo--1.json"
     write_cell(path, read_cell(path) | {"start": "other weights"})
     text = tables(tmp_path, asked)
-    assert "+0.500 [" not in text and "1 SFT starts were made again with other weights" in " ".join(text.split())
+    assert "+0.500 [" not in text and "Starts made again with other weights: 1;" in " ".join(text.split())
 
 
 def test_a_foreign_or_empty_folder_of_results_is_refused(tmp_path):
