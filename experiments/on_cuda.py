@@ -7,7 +7,9 @@ what does running out of memory print?
 Equality: log-probabilities of packed responses against the family's own forward over prompt, pixels and one response,
 for the small models of tests/families.py. Steps: SmolVLM-256M and Qwen2.5-VL-3B with random weights in bfloat16 and
 LoRA of rank 8, without dropout and noise, so that both ways give the same numbers. The plain way gives each response a
-prompt of its own, encodes images in every forward, and computes all logits and the reference's forward. Writes
+prompt of its own, encodes images in every forward, and computes all logits and the reference's forward. Rows: a step
+over a whole row, SmolVLM-256M again, by length of the row: nested, with PyTorch's attention under the whole mask and
+with FlexAttention, which passes over what no token sees; and each target's window packed by itself. Writes
 experiments/results/cuda.md; without a GPU it writes nothing.
 """
 
@@ -20,7 +22,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,6 +33,9 @@ from bench_worker import flops
 from geometry import qwen2_5_vl_3b, smolvlm_256m
 from PIL import Image
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from hanorec.data.toy import STYLES, draw
 from hanorec.evaluation.report import markdown
@@ -38,8 +43,8 @@ from hanorec.losses import hanorec_loss
 from hanorec.models.backbone import Backbone, load_backbone
 from hanorec.models.images import CatalogImages
 from hanorec.models.lora import add_lora, prepare_for_training
-from hanorec.models.packing import Prompt
-from hanorec.models.scoring import pack_for, score
+from hanorec.models.packing import Branch, Prompt
+from hanorec.models.scoring import batches, pack_for, score
 from hanorec.training.optimization import adamw
 
 HERE = Path(__file__).resolve().parent
@@ -47,6 +52,7 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 import families  # noqa: E402
 
 HISTORY, PAIRS, TURNS, SECONDS = 5, 2, 5, 420  # images a prompt; prompts a step; steps of each way; no step after these
+ROWS, FLEX = (1000, 2000, 4000), "flex_of_any_mask"  # tokens of a nested row; FlexAttention as transformers knows it
 GEOMETRIES: dict[str, Callable] = {"SmolVLM-256M": smolvlm_256m, "Qwen2.5-VL-3B": qwen2_5_vl_3b}
 CLOSE = 1e-3  # nats: float32 log-probabilities of one response in two orders of summation
 LIMIT = 256 * 2**20  # bytes of GPU memory in which a training step of the tiny backbone is tried
@@ -79,9 +85,13 @@ def main() -> None:
         text += f"\n\nA HaNoRec step of {PAIRS} pairs, {HISTORY} images of 512 × 512 a prompt, bfloat16, on "
         text += f"{torch.cuda.get_device_name()}, whose product of 8192 × 8192 matrices runs at {rate}\n\n"
         text += markdown(STEP_HEADER, measured)
+        text += "\n\nA HaNoRec step over a whole row, SmolVLM-256M, bfloat16\n\n"
+        measured = [line for tokens in ROWS for line in long_row(smolvlm_256m("cuda", torch.bfloat16), tokens)]
+        text += markdown(ROW_HEADER, measured)
         line, clear = out_of_memory()
         text += f"\n\nA training run that does not fit in memory prints\n\n    {line}"
-        (HERE / "results" / "cuda.md").write_text(text + "\n", encoding="utf-8")
+        made_by = "Made by `python experiments/on_cuda.py`.\n\n"
+        (HERE / "results" / "cuda.md").write_text(f"{made_by}{text}\n", encoding="utf-8")
         print(f"{text}\n\n{time.time() - begun:.0f} seconds")
         if not clear:
             wrong.append("what running out of memory prints is not one line that says what to do")
@@ -187,6 +197,95 @@ def steps(backbone: Backbone, pixels: int = 512, turns: int = TURNS) -> list[str
         *(f"{max(each[way][1] for each in both) / 2**20:.0f} MiB" for way in (0, 1)),
         f"{work / mine / matrix_product_rate(device, backbone.compute):.0%}", f"{differ:.0e}",
     ]  # fmt: skip
+
+
+ROW_HEADER = ["tokens of the row", "targets", "way", "ms a pair", "peak", "log-probs differ by"]
+
+
+def long_row(
+    backbone: Backbone, tokens: int, turns: int = TURNS, ways: tuple[str, ...] = ("sdpa", FLEX)
+) -> list[list[str]]:
+    """The table's lines of rows of so many tokens, at least: a target behind each item, of chosen and rejected title.
+
+    backbone: the model, whose adapter is made here. ways: how a nested row attends, as transformers names it.
+    """
+    device = backbone.device
+    policy = add_lora(backbone, dropout=0.0)  # so that log-probabilities can be compared
+    images = CatalogImages(policy, [draw(style, np.random.default_rng(0)) for style in STYLES], progress=False)
+    opening, question = policy.tokens("Which is next?"), policy.tokens("Next:")
+    ids, ends, shown, pairs = list(opening), [], [], []
+    for title in titles():
+        chosen, rejected = policy.tokens(title + "c"), policy.tokens(title + "r")
+        item = len(ends) % len(STYLES)
+        ids = ids + images.placeholders(item) + chosen
+        shown, ends, pairs = [*shown, item], [*ends, len(ids)], [*pairs, [chosen, rejected]]
+        if len(ids) + len(ends) * (len(question) + len(chosen)) > tokens:
+            break
+    nested = Prompt(ids, shown, tuple(Branch(end, question) for end in ends))
+    windows = [Prompt(ids[:end] + question, shown[: n + 1]) for n, end in enumerate(ends)]
+    groups = batches([window.length for window in windows], 8192)
+
+    def of_row() -> Iterator[Tensor]:
+        yield score(policy, images, [nested], [sum(pairs, [])]).view(-1, 2)
+
+    def of_windows() -> Iterator[Tensor]:
+        for group in groups:
+            yield score(policy, images, [windows[i] for i in group], [pairs[i] for i in group]).view(-1, 2)
+
+    def step(forwards: Callable[[], Iterator[Tensor]]) -> tuple[float, float, Tensor]:
+        """Seconds, bytes at most, and log-probabilities of a step."""
+        peak(device)
+        synchronize(device)
+        begun, found = time.perf_counter(), []
+        for logps in forwards():
+            reference = logps.detach()
+            loss = hanorec_loss(*logps.T, *reference.T, torch.ones(len(logps), device=device), responsiveness=1.0).loss
+            loss.backward()
+            found.append(reference)
+        policy.model.zero_grad()
+        synchronize(device)
+        return time.perf_counter() - begun, peak(device), torch.cat(found)
+
+    lines, first = [], None
+    for way in (*ways, "windows"):
+        policy.model.set_attn_implementation({"text_config": ways[0] if way == "windows" else way})
+        measured = [step(of_windows if way == "windows" else of_row) for _ in range(turns + 1)][1:]
+        logps = measured[0][2] if way != "windows" else measured[0][2][torch.tensor(sum(groups, [])).argsort()]
+        first = logps if first is None else first
+        name = {"sdpa": "nested, whole mask", FLEX: "nested, FlexAttention"}.get(way, "windows one by one")
+        milliseconds = 1000 * statistics.median(seconds for seconds, *_ in measured) / len(ends)
+        most = max(bytes for _, bytes, _ in measured) / 2**20
+        differ = (logps - first).abs().max().item()
+        length = pack_for(policy, images, [nested], [sum(pairs, [])]).input_ids.shape[1]
+        lines.append([str(length), str(len(ends)), name, f"{milliseconds:.1f}", f"{most:.0f} MiB", f"{differ:.0e}"])
+    return lines
+
+
+def titles() -> Iterator[str]:
+    """Endless titles of eight letters."""
+    rng = np.random.default_rng(0)
+    while True:
+        yield "".join(rng.choice(list("abcdefgh"), 8))
+
+
+def attend(_, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float, **__) -> tuple:
+    """FlexAttention under any mask of transformers': the blocks that no token sees are passed over."""
+    if BLOCKS.get("of") is not attention_mask:  # all layers of a forward have one mask
+        visible = attention_mask[:, 0] == 0
+
+        def seen(batch: Tensor, _: Tensor, row: Tensor, column: Tensor) -> Tensor:
+            return visible[batch, row, column]
+
+        B, L, device = len(query), query.shape[2], query.device
+        BLOCKS.update(of=attention_mask, blocks=create_block_mask(seen, B, None, L, key.shape[2], device))
+    out = COMPILED(query, key, value, block_mask=BLOCKS["blocks"], scale=scaling, enable_gqa=True)
+    return out.transpose(1, 2), None
+
+
+BLOCKS: dict = {}
+COMPILED = torch.compile(flex_attention, dynamic=False)
+AttentionInterface.register(FLEX, attend)
+AttentionMaskInterface.register(FLEX, sdpa_mask)
 
 
 def synchronize(device: torch.device) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 
 import families
-import pytest
 import torch
 from conftest import ROOT
+from torch.nn.attention.flex_attention import flex_attention
 
 sys.path.insert(0, str(ROOT / "experiments"))
 
@@ -42,7 +42,23 @@ def test_a_way_that_runs_out_of_memory_says_so_in_its_row(backbone, monkeypatch)
     assert len(cells) == len(on_cuda.STEP_HEADER) - 1 and cells[1] == "out of memory (plain)"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_row_read_once_and_its_windows_read_one_by_one_give_the_same_log_probabilities(backbone):
+    lines = on_cuda.long_row(backbone, 300, turns=1, ways=("sdpa",))
+    assert [line[2] for line in lines] == ["nested, whole mask", "windows one by one"]
+    assert all(len(line) == len(on_cuda.ROW_HEADER) and float(line[-1]) < 1e-3 for line in lines)
+
+
+def test_flex_attention_under_any_mask_is_pytorch_attention(monkeypatch):
+    monkeypatch.setattr(on_cuda, "COMPILED", flex_attention)  # as it is, without compiling it
+    torch.manual_seed(0)
+    query, key, value = torch.randn(2, 4, 30, 16), torch.randn(2, 2, 30, 16), torch.randn(2, 2, 30, 16)
+    mask = torch.zeros(2, 1, 30, 30).masked_fill(torch.rand(2, 1, 30, 30) < 0.5, torch.finfo(torch.float32).min)
+    mask += torch.zeros(30, 30).fill_diagonal_(1) * -mask  # every token sees itself
+    ours, _ = on_cuda.attend(None, query, key, value, mask, scaling=0.3)
+    exact = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=0.3, enable_gqa=True)
+    torch.testing.assert_close(ours.transpose(1, 2), exact, rtol=1e-4, atol=1e-5)
+
+
 def test_without_a_gpu_the_rest_runs_and_nothing_is_written(monkeypatch, capsys):
     monkeypatch.setattr(families, "PACKED", [families.smolvlm])
     monkeypatch.setattr(families, "PLAIN", [])

@@ -21,7 +21,7 @@ def packed_inputs(packed: Packed, layout: Layout, device: torch.device, dtype: t
     dtype: the type in which the model computes, which is also that of the masks.
     """
     assert packed.position_ids is not None, "packed_inputs takes what `pack` has laid out"
-    masks = {kind: additive(visible, dtype).to(device) for kind, visible in layout.masks(packed, first).items()}
+    masks = {kind: additive(visible.to(device), dtype) for kind, visible in layout.masks(packed, first).items()}
     return {
         "input_ids": packed.input_ids[:, first:].to(device),
         "attention_mask": masks if len(masks) > 1 else next(iter(masks.values())),
@@ -46,7 +46,7 @@ def apart_inputs(packed: Packed, layout: Layout, device: torch.device) -> dict:
 
 def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     """A mask that is added to attention scores: 0 where a key is visible, the least number of `dtype` elsewhere."""
-    return torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)
 
 
 def apart(prompts: Sequence[Prompt], responses: Sequence[Sequence[Sequence[int]]], *, pad: int) -> Packed:

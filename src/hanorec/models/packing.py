@@ -102,9 +102,10 @@ class Layout:
     def masks(self, packed: Packed, first: int = 0) -> dict[str, Tensor]:
         """Which columns each column from `first` sees, [B, 1, L - first, L] bool, for each kind of layer."""
         visible = packed.attention_mask[:, :, first:]
+        if SLIDING not in self.kinds or self.window is None:
+            return dict.fromkeys(self.kinds, visible)
         back = packed.places[:, None, first:, None] - packed.places[:, None, None, :]  # tokens between the two
-        window = packed.places.shape[1] if self.window is None else self.window
-        return {kind: visible & (back < window) if kind == SLIDING else visible for kind in self.kinds}
+        return {kind: visible & (back < self.window) if kind == SLIDING else visible for kind in self.kinds}
 
 
 class Tree(NamedTuple):
