@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Does it matter that a batch holds prompts of similar length?
 
-    python experiments/grouping.py --data DIR --backbone runs/tiny-for-my-data --seeds 1 2 3
+    python experiments/grouping.py --data DIR --backbone runs/tiny-ml-100k --seeds 1 2 3
     python experiments/grouping.py mixed --output runs/toy-mixed     one training, train_sft.py's options
 
 SFT over a quarter of the training windows, read one by one, with batches of similar lengths (as train_sft.py makes
