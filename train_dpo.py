@@ -115,7 +115,7 @@ def main() -> None:
     lora_noise = options.noise_std if options.noise == "lora" else 0.0
     size = rows_per_step(rows, options)
     total = total_steps(len(rows), size, options)
-    open_run(options, "dpo")
+    open_run(options, "dpo", data.folder)
     lengths = [prompts.length(prompt, responses) for prompt, responses in zip(x, pairs_of_epoch[0].responses)]
     with Run(options, policy.model, optimizer, scaler, total=total, running=running) as run:
         for batch in run.batches([row[0].user for row in rows], lengths, size):

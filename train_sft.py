@@ -18,7 +18,7 @@ import torch
 from hanorec import distributed
 from hanorec.data.dataset import open_dataset, split_examples
 from hanorec.data.examples import groups
-from hanorec.errors import DataError, exit_on_user_error
+from hanorec.errors import exit_on_user_error
 from hanorec.evaluation.ranking import validate
 from hanorec.models.images import CatalogImages, vision_trains
 from hanorec.models.lora import add_dropout, add_lora, lora_options, prepare_for_training
@@ -33,7 +33,15 @@ from hanorec.training.optimization import (
     seed_everything,
     total_steps,
 )
-from hanorec.training.options import STANDARD, SFTOptions, apply_protocol, cache_folder, example_options, parse
+from hanorec.training.options import (
+    STANDARD,
+    SFTOptions,
+    apply_protocol,
+    cache_folder,
+    check_no_lora_options,
+    example_options,
+    parse,
+)
 from hanorec.training.runs import check_output, load_start, open_run, save_model
 
 
@@ -55,8 +63,8 @@ def main() -> None:
     held_out = split_examples(data, "val", users=options.validate_users, rejected=0, **example_options(options))
     if options.lora == "on" or (options.lora == "auto" and policy.parameters > 20_000_000):
         policy = add_lora(policy, **lora_options(options))
-    elif options.merge:
-        raise DataError("--merge: merges an adapter, and this model trains whole, without one")
+    else:
+        check_no_lora_options(options)
     if options.dropout:
         add_dropout(policy, options.dropout)
     images = CatalogImages(
@@ -85,7 +93,7 @@ def main() -> None:
     scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.compute == torch.float16)  # else it does nothing
     size = rows_per_step(rows, options)
     total = total_steps(len(rows), size, options)
-    open_run(options, "sft")
+    open_run(options, "sft", data.folder)
     lengths = [prompts.length(prompt, responses) for prompt, responses in zip(x, y)]
     with Run(options, policy.model, optimizer, scaler, total=total) as run:
         for batch in run.batches([row[0].user for row in rows], lengths, size):

@@ -50,8 +50,8 @@ def test_a_top3_list_is_the_likeliest_title_then_the_likeliest_after_it(backbone
     for example, ranked in zip(examples, answers.lists.tolist(), strict=True):
         for place in range(3):
             left = [item for item in example.candidates if item not in ranked[:place]]
-            responses = [prompts.name([item], last=place == 2) for item in left]
-            logps = logps_of(backbone, prompts, prompts.prompt(example, ranked[:place]), responses)
+            responses = [prompts.name([*ranked[:place], item], last=place == 2) for item in left]
+            logps = logps_of(backbone, prompts, prompts.prompt(example), responses)
             assert logps[left.index(ranked[place])] == pytest.approx(logps.max(), abs=1e-4)
 
 

@@ -4,6 +4,8 @@ scores the same in another process. Where a family cannot be packed, it goes the
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -21,7 +23,8 @@ from hanorec.data.examples import groups
 from hanorec.errors import DataError
 from hanorec.evaluation.ranking import FullCatalog, answer_with_model
 from hanorec.losses import hanorec_loss
-from hanorec.models import attention, tiny
+from hanorec.models import attention, scoring, tiny
+from hanorec.models import images as images_module
 from hanorec.models.backbone import load_backbone
 from hanorec.models.images import CatalogImages
 from hanorec.models.lora import add_lora
@@ -29,6 +32,7 @@ from hanorec.models.packing import Prompt
 from hanorec.models.prompts import Prompts, windows_for
 from hanorec.models.scoring import score
 from hanorec.training.optimization import adamw
+from hanorec.training.runs import load_start
 
 CPU = torch.device("cpu")
 EVERY = [*families.PACKED, *families.PLAIN]
@@ -87,6 +91,51 @@ def test_packed_and_ready_features_equal_the_family_used_plainly(build, folders,
     if build not in families.PLAIN:  # images are seen at all: with others' features the result is another
         images.contents[0], images.contents[5] = images.contents[5], images.contents[0]
         assert (score(backbone, images, [prompt], [responses]) - live).abs().max() > 1e-3
+
+
+def test_items_without_an_image_do_not_say_in_which_form_a_family_takes_features(folders, data, tmp_path, monkeypatch):
+    """InternVL takes one tensor; a part of the catalogue that shows nothing, kept by an earlier run, knows no form."""
+    backbone = load(folders(families.internvl))
+    monkeypatch.setattr(images_module, "SHARD_SIZE", 2)
+    CatalogImages(backbone, [None, None], frozen=True, cache=tmp_path)
+    images = CatalogImages(backbone, [*data.catalog.images[:2], None, None], frozen=True, cache=tmp_path)
+    ids = [backbone.tokens("Comet")[0], *images.placeholders(0)]
+    with torch.no_grad():
+        assert score(backbone, images, [Prompt(ids, [0])], [[backbone.tokens("Tide of")]]).isfinite().all()
+
+
+def test_reference_forwards_keep_to_their_tokens_where_each_response_has_a_prompt_of_its_own(
+    folders, frozen, data, monkeypatch
+):
+    backbone = load(folders(families.paligemma2))
+    images = frozen(families.paligemma2, backbone)
+    prompts = Prompts(backbone, images, data.catalog.titles, "next", list_candidates=False)
+    examples = split_examples(data, "test", "next", candidates=5, users=3)
+    asked = [prompts.prompt(example) for example in examples]
+    answers = [[prompts.name([item]) for item in example.candidates] for example in examples]
+    budget = 2 * max(map(prompts.length, asked, answers)) // 5
+    read = []
+
+    def watched(backbone, images, x, y):
+        read.append(sum(len(some) * prompt.length for prompt, some in zip(x, y)))
+        return score(backbone, images, x, y)
+
+    monkeypatch.setattr(scoring, "score", watched)
+    kept = scoring.score_all(backbone, images, asked, answers, weights="", forward_tokens=budget)
+    assert max(read) <= budget and len(read) > len(examples)
+    with torch.no_grad():
+        torch.testing.assert_close(kept, score(backbone, images, asked, answers), atol=1e-4, rtol=0)
+
+
+def test_a_model_that_trained_whole_on_whole_images_cannot_be_asked_for_tiles(folders, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(folders(families.idefics3), run / "model")
+    (run / "config.json").write_text(json.dumps({"kind": "sft", "image_views": "one", "backbone": "any"}))
+    (run / "finished.json").write_text("{}")
+    how = dict(dtype="float32", device=CPU)
+    assert load_start(str(run), views="one", **how).parameters > 0
+    with pytest.raises(DataError, match="--image-views many"):
+        load_start(str(run), views="many", **how)
 
 
 @pytest.mark.parametrize("build", EVERY, ids=lambda build: build.__name__)

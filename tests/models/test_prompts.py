@@ -89,9 +89,10 @@ def test_top3_lists_are_written_line_by_line(backbone, images, data):
     t, prompts = data.catalog.titles, Prompts(backbone, images, data.catalog.titles, "top3")
     example = Example("u", (0,), (1, 2, 3), (1, 2, 3, 4, 5, 6), ((4, 5, 6),))
     assert written(backbone, images, prompts.chosen(example)) == f"{t[1]}\n{t[2]}\n{t[3]}∎"
-    # Writing it one place after the other ends at the same ids.
-    first, rest = prompts.prompt(example, (1,)).ids, prompts.name([2], last=False)
-    assert first + rest == prompts.prompt(example, (1, 2)).ids
+    # Written one place after the other, as in evaluation, it begins alike and ends there.
+    begun = [prompts.name(example.targets[:place], last=place == 3) for place in (1, 2, 3)]
+    assert all(longer[: len(shorter)] == shorter for shorter, longer in zip(begun, begun[1:]))
+    assert begun[-1] == prompts.chosen(example)
 
 
 @pytest.mark.parametrize("asked, answer", [(5, "Yes"), (4, "No")])
@@ -121,9 +122,9 @@ def test_the_releases_top3_prompt_lists_candidates_in_quotation_marks(backbone, 
     assert written(backbone, images, prompts.chosen(example)) == f'""{t[1]}"\n"{t[2]}"\n"{t[3]}""∎'
     assert [written(backbone, images, ids) for ids in prompts.rejected(example)] == [f'"{t[4]}"\n"{t[5]}"\n"{t[6]}"∎']
     # Written one place after the other, as in evaluation, it is the chosen response.
-    parts = [prompts.name([item], first=item == 1, last=item == 3) for item in example.targets]
-    assert sum(parts, []) == prompts.chosen(example)
-    assert prompts.prompt(example, (1, 2)).ids == prompt.ids + parts[0] + parts[1]
+    begun = [prompts.name(example.targets[:place], last=place == 3) for place in (1, 2, 3)]
+    assert all(longer[: len(shorter)] == shorter for shorter, longer in zip(begun, begun[1:]))
+    assert begun[-1] == prompts.chosen(example)
 
 
 @pytest.mark.parametrize("asked, answer", [(5, "Yes"), (4, "No")])

@@ -26,7 +26,7 @@ LENGTHS = [5, 1, 9, 3, 3, 8, 2, 7, 4, 6]
 
 def options(folder, **changes):
     base = dict(output=str(folder), backbone="tiny", seed=1, batch_size=4, forward_tokens=100, log_every=1, validate_every=3, checkpoint_every=2,
-                max_grad_norm=10.0, resume=False, overwrite=False, epochs=3, max_steps=None)  # fmt: skip
+                max_grad_norm=10.0, resume=False, overwrite=False, epochs=3, max_steps=None, cache=None)  # fmt: skip
     return SimpleNamespace(**base | changes)
 
 
@@ -247,6 +247,27 @@ def test_resume_needs_an_unfinished_run_of_the_same_settings(tmp_path):
     train(tmp_path / "done")
     with pytest.raises(DataError, match="is finished"):
         open_run(options(tmp_path / "done", resume=True), "sft")
+
+
+def test_resume_needs_the_rows_and_titles_that_the_run_began_with(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "train.tsv").write_text("1\t1 2 3\n")
+    open_run(options(tmp_path / "run"), "sft", data)
+    open_run(options(tmp_path / "run", resume=True), "sft", data)
+    (data / "train.tsv").write_text("1\t1 3 2\n")
+    with pytest.raises(DataError, match="started with other settings .rows: "):
+        open_run(options(tmp_path / "run", resume=True), "sft", data)
+    config = tmp_path / "run" / "config.json"
+    config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "rows"}))
+    open_run(options(tmp_path / "run", resume=True), "sft", data)  # an older run, which does not say
+
+
+def test_a_cache_in_the_runs_folder_is_refused_before_it_is_written(tmp_path):
+    for cache in ("run", "run/cache"):
+        with pytest.raises(DataError, match="lies in the run's folder"):
+            open_run(options(tmp_path / "run", cache=str(tmp_path / cache)), "sft")
+    assert not (tmp_path / "run").exists()
 
 
 def cut(path):

@@ -17,6 +17,7 @@ from hanorec.training.options import (
     SFTOptions,
     apply_protocol,
     cache_folder,
+    check_no_lora_options,
     example_options,
     fill_defaults,
     parse,
@@ -384,13 +385,29 @@ def test_fresh_negatives_are_refused_for_yesno_whoever_says_yesno(call):
         (["--task", "yesno", "--rejected", 2], "--rejected 2: a yes/no pair has one rejected response"),
         (["--loss", "dpo", "--recipe", "calibrated"], "--recipe: the loss dpo has none"),
         (["--loss", "simpo", "--temperature", 1], "--temperature: the loss simpo has none"),
-        (["--task", "next", "--rejected", 7], "--candidates 7: the rejected titles and the chosen one are 8"),
-        (["--task", "next", "--rejected", 3, "--fresh-negatives", "--epochs", 3], "the chosen one are 10"),
+        (["--task", "next", "--rejected", 7], "--candidates 7: the rejected and the chosen titles are 8"),
+        (["--task", "next", "--rejected", 3, "--fresh-negatives", "--epochs", 3], "the chosen titles are 10"),
+        (["--task", "top3", "--rejected", 2], "--candidates 7: the rejected and the chosen titles are 9"),
+        (["--gamma", 2], "--gamma: the loss hanorec has none"),
+        (["--loss", "dpo", "--label-smoothing", 0.2], "--label-smoothing: the loss dpo has none"),
+        (["--loss", "dpo", "--noise-std", 0.05], "--noise-std: no noise is added"),
+        (["--negative-pool", 20], "--negative-pool: belongs to --negatives policy"),
+        (
+            ["--task", "next", "--negatives", "policy", "--negative-modality-weight", 2],
+            "belongs to --negatives policy-modality",
+        ),
     ],
 )
 def test_what_would_be_without_effect_or_not_fit_is_refused(call, arguments, message):
     with pytest.raises(DataError, match=message):
         fill_defaults(call(DPOOptions, *arguments), SFT_CONFIG)
+
+
+@pytest.mark.parametrize("arguments", [["--merge"], ["--lora-rank", 32], ["--lora-targets", "all"]])
+def test_a_model_that_trains_whole_has_no_options_of_an_adapter(call, arguments):
+    check_no_lora_options(call(SFTOptions))
+    with pytest.raises(DataError, match=f"{arguments[0]}: is of an adapter"):
+        check_no_lora_options(call(SFTOptions, *arguments))
 
 
 def test_cache_folder_is_beside_the_run_unless_given(call):

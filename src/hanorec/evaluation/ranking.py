@@ -142,11 +142,13 @@ def _answer_batch(backbone: Backbone, prompts: Prompts, examples: Sequence[Examp
         responses = [[prompts.name([item]) for item in example.candidates] for example in examples]
         return Answers(scores=_scores(backbone, prompts, [prompts.prompt(example) for example in examples], responses))
     lists = np.empty((len(examples), 0), dtype=int)
+    x = [prompts.prompt(example) for example in examples]
     for place in range(3):
         left = [[item for item in e.candidates if item not in taken] for e, taken in zip(examples, lists)]
-        x = [prompts.prompt(example, taken.tolist()) for example, taken in zip(examples, lists)]
-        part = dict(first=place == 0, last=place == 2)  # of the response
-        responses = [[prompts.name([item], **part) for item in items] for items in left]
+        responses = [
+            [prompts.name([*taken.tolist(), item], last=place == 2) for item in items]
+            for items, taken in zip(left, lists)
+        ]
         best = _scores(backbone, prompts, x, responses).argmax(axis=1)
         lists = np.column_stack([lists, [items[b] for items, b in zip(left, best)]])
     return Answers(lists=lists)

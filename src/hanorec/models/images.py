@@ -180,7 +180,8 @@ class CatalogImages:
             return made | ({"grids": torch.cat(grids)} if grids else {})
 
         made = cached(cache, "images", key, make)
-        self.as_list = bool(made["listed"])
+        if "features" in made:  # what has encoded no image does not know
+            self.as_list = bool(made["listed"])
         blocks = [ids.tolist() for ids in made["block_ids"].split(made["block_lengths"].tolist())]
         sizes = [block.count(backbone.layout.image_token) for block in blocks if block]
         features = iter(made["features"].split(sizes) if "features" in made else ())
@@ -257,6 +258,7 @@ def features_made_from(backbone: Backbone, pixels: int | None) -> str:
         json.dumps(settings, sort_keys=True, default=str),
         json.dumps(backbone.processor.to_dict(), sort_keys=True, default=str),
         json.dumps(backbone.processor.tokenizer.get_vocab(), sort_keys=True),
+        f"{backbone.image_text!r}, {backbone.processor.chat_template is None}",
         f"{pixels} pixels, {backbone.compute}",
     )
 

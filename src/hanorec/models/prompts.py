@@ -80,13 +80,11 @@ class Prompts:
         self.separator, self.suffix = backbone.separator, backbone.suffix
         self.answers = {answer: backbone.tokens(answer) + self.suffix for answer in ("Yes", "No")}
 
-    def prompt(self, example: Example, answered: Sequence[int] = ()) -> Prompt:
-        """The prompt x of an example: history, question, candidates. `answered` are items that the response has named
-        already (a top-3 list is ranked one place after the other)."""
+    def prompt(self, example: Example) -> Prompt:
+        """The prompt x of an example: history, question, candidates."""
         ids, question = self._history(example)[-1], self._question(example)
-        named = self.name(answered, last=False) if answered else []
         images = self._shown(example.shown or example.history) + question.images
-        return Prompt(ids + question.ids + named, images)
+        return Prompt(ids + question.ids, images)
 
     def nested(self, examples: Sequence[Example], *, name_history: bool = False) -> Prompt:
         """The prompts of examples whose histories begin alike, as branches of one trunk, the longest history; that of a
@@ -144,10 +142,9 @@ class Prompts:
         item's description, as far as the view shows them."""
         return (self.images.placeholders(image) if self.shows_images else []) + self.descriptions[item]
 
-    def name(self, items: Sequence[int], *, first: bool = True, last: bool = True) -> list[int]:
-        """The response that names `items`, one a line, or a part of it: `first` opens it, `last` closes it."""
-        ids = list(self.around if first else ()) + self._lines(items)
-        return ids + (self.around + self.suffix if last else self.newline)
+    def name(self, items: Sequence[int], *, last: bool = True) -> list[int]:
+        """The response that names `items`, one a line; or its beginning, if the last of them is not the `last` one."""
+        return self.around + self._lines(items) + (self.around + self.suffix if last else self.newline)
 
     def _lines(self, items: Sequence[int]) -> list[int]:
         ids = list(self.titles[items[0]])

@@ -93,19 +93,20 @@ def score_all(
 
     def make() -> dict[str, Tensor]:
         backbone.model.eval()
-        lengths = [prompt.length + sum(map(len, answers)) for prompt, answers in zip(prompts, responses)]
-        micro_batches = batches(lengths, forward_tokens)
-        with tqdm(total=len(prompts), desc="reference", unit="prompt", leave=False) as bar:
+        asked = list(zip(prompts, responses))
+        if backbone.layout.plain:  # each response is read with a prompt of its own, so no forward need hold them all
+            asked = [(prompt, [answer]) for prompt, answers in asked for answer in answers]
+        micro_batches = batches([prompt.length + sum(map(len, answers)) for prompt, answers in asked], forward_tokens)
+        with tqdm(total=len(asked), desc="reference", unit="prompt", leave=False) as bar:
 
             def logps(batch: list[int]) -> Tensor:
                 bar.update(distributed.world_size() * len(batch))
-                scores = score(backbone, images, [prompts[i] for i in batch], [responses[i] for i in batch])
-                return scores.cpu()
+                return score(backbone, images, *zip(*(asked[i] for i in batch))).cpu()
 
             scored = torch.cat(distributed.map_over_ranks(logps, micro_batches))
         order = sum(micro_batches, [])
-        rows = dict(zip(order, scored.split([len(responses[i]) for i in order])))
-        return {"logps": torch.cat([rows[i] for i in range(len(prompts))])}
+        rows = dict(zip(order, scored.split([len(asked[i][1]) for i in order])))
+        return {"logps": torch.cat([rows[i] for i in range(len(asked))])}
 
     sequences = []
     for prompt, answers in zip(prompts, responses):

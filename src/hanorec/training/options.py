@@ -11,12 +11,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Optional
 
+from hanorec.data.examples import TARGETS
 from hanorec.data.release import fixed_options
 from hanorec.errors import DataError
 from hanorec.preference_losses import OBJECTIVES
 from hanorec.training.command_line import option, switch
 from hanorec.training.command_line import parse as parse
-from hanorec.training.objective import default_beta, takes
+from hanorec.training.objective import OWN_OPTIONS, default_beta, takes
 
 Task = Literal["next", "top3", "yesno"]
 Protocol = Literal["standard", "release"]
@@ -407,15 +408,16 @@ def fill_defaults(options: DPOOptions, sft_config: dict[str, Any]) -> None:
         raise DataError(f"--rejected {options.rejected}: a yes/no pair has one rejected response, the other answer")
     if options.lora_targets == "all":
         raise DataError("--lora-targets all: preference optimization keeps the vision tower as it is")
-    listed = 1 + options.rejected * draws_of_negatives(options)
-    if options.list_candidates and options.task == "next" and listed > (options.candidates or listed):
-        raise DataError(f"--candidates {options.candidates}: the rejected titles and the chosen one are {listed}")
+    listed = TARGETS[options.task] * (1 + options.rejected * draws_of_negatives(options))
+    if options.list_candidates and options.task != "yesno" and listed > (options.candidates or listed):
+        raise DataError(f"--candidates {options.candidates}: the rejected and the chosen titles are {listed}")
     if options.neighbour_threshold is not None and options.neighbourhood != "refined":
         raise DataError("--neighbour-threshold: belongs to --neighbourhood refined")
     if options.noise is None:
         options.noise = "logits" if options.loss.startswith("hanorec") else "none"
     if options.beta is None:
         options.beta = default_beta(options.loss)
+    _check_effect(options)
     for part in ("hardness", "responsiveness"):
         if getattr(options, part) == "off" and not takes(options.loss, part):
             raise DataError(f"--{part} off: the loss {options.loss} has none; it is a part of hanorec")
@@ -424,6 +426,28 @@ def fill_defaults(options: DPOOptions, sft_config: dict[str, Any]) -> None:
             raise DataError(f"--{name}: the loss {options.loss} has none; it is a part of hanorec")
     if options.temperature is None:
         options.temperature = 1.0 if options.recipe == "paper" else 0.05
+
+
+def _check_effect(options: DPOOptions) -> None:
+    """Errors: DataError for an option that was given and would change nothing."""
+    policy = options.negatives.startswith("policy")
+    belongs = {name: (takes(options.loss, name), f"the loss {options.loss} has none") for name in OWN_OPTIONS}
+    belongs |= {name: (policy, "belongs to --negatives policy") for name in ("negative_pool", "negative_temperature")}
+    modality = options.negatives == "policy-modality"
+    belongs["negative_modality_weight"] = modality, "belongs to --negatives policy-modality"
+    belongs["noise_std"] = options.noise != "none", "no noise is added; see --noise"
+    usual = DPOOptions()
+    for name, (has_effect, why) in belongs.items():
+        if not has_effect and getattr(options, name) != getattr(usual, name):
+            raise DataError(f"--{name.replace('_', '-')}: {why}")
+
+
+def check_no_lora_options(options: SFTOptions) -> None:
+    """Errors: DataError for an option of an adapter, where a model trains whole."""
+    usual = SFTOptions()
+    for name in (field.name for field in fields(LoraOptions)):
+        if getattr(options, name) != getattr(usual, name):
+            raise DataError(f"--{name.replace('_', '-')}: is of an adapter, and this model trains whole, without one")
 
 
 def draws_of_negatives(options: DPOOptions) -> int:

@@ -17,8 +17,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from hanorec import distributed
+from hanorec.data.catalog import content_fingerprint
 from hanorec.errors import DataError
-from hanorec.models.backbone import Backbone, load_backbone
+from hanorec.models.backbone import TILES, Backbone, load_backbone
 from hanorec.training import checkpoints
 from hanorec.training.model_card import write_model_card
 
@@ -26,6 +27,7 @@ MODEL = "model"  # the folder of a run that holds the model or adapter
 MERGED = "merged"  # and, if asked for, that of the model with its adapter merged
 # What older runs do not say in their config.json.
 BEFORE = {"protocol": "standard", "item_view": "image", "name_history": False, "cuts": 1, "dropout": 0.0}
+READ = ("train.tsv", "val.tsv", "titles.csv", "descriptions.csv", "negatives.tsv")  # a dataset's files
 NOT_SETTINGS = ("resume", "overwrite", "cache")  # options that change nothing about what a run computes
 
 
@@ -33,11 +35,14 @@ def check_output(options) -> None:
     """Refuse, before any work is done, an output folder that may not be used.
 
     Errors: DataError where it is not empty and neither --overwrite nor --resume is given, where --overwrite would
-    replace what is no run or what the new run starts from, or where --resume meets no run or a finished one.
+    replace what is no run or what the new run starts from, where --resume meets no run or a finished one, or where it
+    holds the cache, which is written before it.
     """
     folder, start = Path(options.output), options.sft if hasattr(options, "sft") else options.backbone
     if not distributed.is_main_process():
         return
+    if Path(options.cache or folder.parent).resolve().is_relative_to(folder.resolve()):
+        raise DataError(f"--cache {options.cache}: lies in the run's folder; give one outside of it")
     if folder.exists() and folder.resolve() == Path(start).resolve():
         raise DataError(f"--output {folder}: is what this run starts from; give another folder")
     if options.resume:
@@ -52,11 +57,12 @@ def check_output(options) -> None:
             raise DataError(f"{folder}: is not a run's folder (no config.json), so --overwrite leaves it alone")
 
 
-def open_run(options, kind: str) -> None:
+def open_run(options, kind: str, data: Path | None = None) -> None:
     """Make the run's folder and write its config.json, or check that the run to resume had the same settings.
 
-    kind: "sft" or "dpo". Errors: DataError as `check_output` raises it, and where --resume meets a run of other
-    settings, or one whose SFT run, its start and reference, has changed since.
+    kind: "sft" or "dpo". data: the folder of the rows and titles that it learns from. Errors: DataError as
+    `check_output` raises it, and where --resume meets a run of other settings, or one whose rows, titles or SFT run,
+    its start and reference, have changed since.
     """
     check_output(options)
     folder = Path(options.output).resolve()  # a link stays a link to what is written
@@ -64,8 +70,11 @@ def open_run(options, kind: str) -> None:
     start = options.sft if kind == "dpo" else options.backbone
     if is_run(start):
         config["reference"] = model_fingerprint(start)
+    if data is not None:
+        config["rows"] = content_fingerprint(*(data / name for name in READ if (data / name).is_file()))
     if options.resume:
-        before = BEFORE | json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        unknown = {name: config[name] for name in ("rows",) if name in config}  # older runs do not say
+        before = BEFORE | unknown | json.loads((folder / "config.json").read_text(encoding="utf-8"))
         changed = [f"{k}: {before.get(k)!r} then, {v!r} now" for k, v in config.items() if before.get(k) != v]
         if changed:
             raise DataError(f"{folder}: was started with other settings ({'; '.join(changed)})")
@@ -113,7 +122,11 @@ def load_start(name: str, **how) -> Backbone:
         return load_backbone(name, **how)
     config, model = read_config(name, "sft"), Path(name) / MODEL
     if not (model / "adapter_config.json").is_file():
-        return load_backbone(str(model), **how)
+        backbone = load_backbone(str(model), **how)
+        tiles = any(hasattr(backbone.processor.image_processor, setting) for setting in TILES)
+        if tiles and how.get("views") == "many" and config["image_views"] == "one":
+            raise DataError(f"--image-views many: {name} was trained whole on images as one view, and keeps to it")
+        return backbone
     _check_start(name, config, config["backbone"])
     backbone = load_start(config["backbone"], **how)
     backbone.model = _with_adapter(backbone, model, f"backbone {config['backbone']!r}").merge_and_unload().eval()
