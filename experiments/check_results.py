@@ -15,6 +15,7 @@ does not match, with page, line and row, and exits with 1 if anything does not.
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ Table = list[list[str]]  # rows of cells, the header first
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     found = [line for page in pages for line in differences(page)]
     print("\n".join(found) or f"the marked tables and figures of {len(pages)} pages are those of their files")

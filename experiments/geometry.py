@@ -11,6 +11,7 @@ published ones' tables are not needed. Writes experiments/results/geometry.md.
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import torch
@@ -38,6 +39,7 @@ CHATML = (
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rows = [
         row("SmolVLM-256M", 256_484_928, smolvlm_256m()),
         row("Qwen2.5-VL-3B (meta)", 3_754_622_976, qwen2_5_vl_3b("meta")),

@@ -15,6 +15,7 @@ experiments/results/cuda.md; without a GPU it writes nothing.
 
 from __future__ import annotations
 
+import argparse
 import gc
 import statistics
 import subprocess
@@ -63,6 +64,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")"""
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     begun, cuda = time.time(), torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
     warnings.simplefilter("ignore")  # of families that cannot be packed: the table says so

@@ -60,6 +60,7 @@ def test_flex_attention_under_any_mask_is_pytorch_attention(monkeypatch):
 
 
 def test_without_a_gpu_the_rest_runs_and_nothing_is_written(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["on_cuda.py"])
     monkeypatch.setattr(families, "PACKED", [families.smolvlm])
     monkeypatch.setattr(families, "PLAIN", [])
     before = sorted((ROOT / "experiments" / "results").iterdir())
