@@ -70,6 +70,16 @@ def test_two_runs_with_one_seed_give_identical_metrics(script, toy_folder, runs)
     assert log(runs / "hanorec-other") != log(runs / "hanorec")
 
 
+def test_the_pages_example_of_ranking_in_python_runs(runs, data, capsys):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "backbones.md").read_text(encoding="utf-8"), re.S)
+    (code,) = (block for block in blocks if "load_run" in block)
+    exec(code.replace("runs/hanorec", str(runs / "hanorec")), {})
+    printed = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert {title for _, title in printed} == {data.catalog.titles[item] for item in (65, 35, 89, 92)}
+    scores = [float(score) for score, _ in printed]
+    assert scores == sorted(scores, reverse=True) and scores[0] < 0
+
+
 def test_a_split_step_computes_what_a_whole_one_does(script, toy_folder, runs):
     status, _, errors = sft(script, toy_folder, runs, "sft-split", "--forward-tokens", 150)
     assert status == 0, errors
