@@ -435,7 +435,7 @@ def _check_effect(options: DPOOptions) -> None:
     belongs |= {name: (policy, "belongs to --negatives policy") for name in ("negative_pool", "negative_temperature")}
     modality = options.negatives == "policy-modality"
     belongs["negative_modality_weight"] = modality, "belongs to --negatives policy-modality"
-    belongs["noise_std"] = options.noise != "none", "no noise is added; see --noise"
+    belongs["noise_std"] = options.noise != "none" or options.noise_std == 0, "no noise is added; see --noise"
     usual = DPOOptions()
     for name, (has_effect, why) in belongs.items():
         if not has_effect and getattr(options, name) != getattr(usual, name):
