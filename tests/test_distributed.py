@@ -22,17 +22,18 @@ from hanorec.data.toy import World, make_toy
 from hanorec.errors import DataError
 
 SHORT = ["--max-steps", 4, "--validate-every", 2, "--validate-users", 7, "--batch-size", 5, "--candidates", 6]
-LOG = ["--log-every", 1, "--lora-dropout", 0]
+LOG = ["--log-every", 1]
+ADAPTER = [*LOG, "--lora-dropout", 0]
 SPLIT = ["--forward-tokens", 150]
 STAGES = {  # batches of 5 over 2 processes: shares of 3 and 2 (or rows of several), unequally many forwards where split
     "sft": ("train_sft", "--output", "HERE/sft", "--data", "DATA", *SHORT, *LOG, "--train-users", 13,
             "--windows", "nested"),
-    "lora": ("train_sft", "--output", "HERE/lora", "--data", "DATA", *SHORT, *LOG, *SPLIT, "--lora", "on",
+    "lora": ("train_sft", "--output", "HERE/lora", "--data", "DATA", *SHORT, *ADAPTER, *SPLIT, "--lora", "on",
              "--learning-rate", 1e-4),
-    "hanorec": ("train_dpo", "--sft", "ONE/sft", "--output", "HERE/hanorec", *SHORT, *LOG),
-    "split": ("train_dpo", "--sft", "ONE/sft", "--output", "HERE/split", *SHORT, *LOG, *SPLIT, "--recipe", "calibrated",
+    "hanorec": ("train_dpo", "--sft", "ONE/sft", "--output", "HERE/hanorec", *SHORT, *ADAPTER),
+    "split": ("train_dpo", "--sft", "ONE/sft", "--output", "HERE/split", *SHORT, *ADAPTER, *SPLIT, "--recipe", "calibrated",
               "--windows", "nested"),
-    "noise": ("train_dpo", "--sft", "ONE/sft", "--output", "HERE/noise", *SHORT, *LOG, "--noise", "lora"),
+    "noise": ("train_dpo", "--sft", "ONE/sft", "--output", "HERE/noise", *SHORT, *ADAPTER, "--noise", "lora"),
     "evaluate": ("evaluate", "--runs", "HERE/hanorec", "ONE/sft", "--users", 9, "--candidates", "6",
                  "--baselines", "random", "co-occurrence"),
     "all": ("evaluate", "--runs", "HERE/hanorec", "--users", 5, "--candidates", "all", "--baselines", "sasrec"),
@@ -95,14 +96,16 @@ TRAINED = ["sft", "lora", "hanorec", "split", "noise"]
 def test_losses_beta_and_weights_are_those_of_one_process(base, name, run):
     one, two = base / "one", base / name
     assert len(lines(one / run)) == 6  # four steps and two validations
+    # Sums in another order round otherwise. Adam and the division of Eq. 8 scale that up: to 3e-5 on some CPUs.
     for alone, together in zip(lines(one / run), lines(two / run), strict=True):
-        assert together == pytest.approx(alone, abs=1e-5, rel=1e-5) if "loss" in alone else together == alone
+        assert together == pytest.approx(alone, abs=1e-5, rel=1e-4) if "loss" in alone else together == alone
     file = "model.safetensors" if run == "sft" else "adapter_model.safetensors"
     alone, together = load_file(one / run / "model" / file), load_file(two / run / "model" / file)
     assert alone.keys() == together.keys()
     # A key's bias moves no attention: its gradient is zero but for rounding, which Adam scales up to a step.
     compared = [key for key in alone if not key.endswith("k_proj.bias")]
-    assert max((alone[key] - together[key]).abs().max().item() for key in compared) < 1e-5
+    tolerance = 1e-4 if run == "sft" else 1e-5  # a tenth of a step, whose learning rate is 1e-3 in SFT and 1e-4 in DPO
+    assert max((alone[key] - together[key]).abs().max().item() for key in compared) < tolerance
 
 
 @pytest.mark.parametrize("name", ["evaluation-test-next", "evaluation-test-next-all"])
