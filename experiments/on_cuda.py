@@ -9,8 +9,9 @@ for the small models of tests/families.py. Steps: SmolVLM-256M and Qwen2.5-VL-3B
 LoRA of rank 8, without dropout and noise, so that both ways give the same numbers. The plain way gives each response a
 prompt of its own, encodes images in every forward, and computes all logits and the reference's forward. Rows: a step
 over a whole row, SmolVLM-256M again, by length of the row: nested, with PyTorch's attention under the whole mask and
-with FlexAttention, which passes over what no token sees; and each target's window packed by itself. Writes
-experiments/results/cuda.md; without a GPU it writes nothing.
+with FlexAttention, which passes over what no token sees; and each target's window packed by itself. A forward encodes
+the images that it shows, six different ones at most. Writes experiments/results/cuda.md; without a GPU it writes
+nothing.
 """
 
 from __future__ import annotations
