@@ -205,12 +205,10 @@ def steps(backbone: Backbone, pixels: int = 512, turns: int = TURNS) -> list[str
 ROW_HEADER = ["tokens of the row", "targets", "way", "ms a pair", "peak", "log-probs differ by"]
 
 
-def long_row(
-    backbone: Backbone, tokens: int, turns: int = TURNS, ways: tuple[str, ...] = ("sdpa", FLEX)
-) -> list[list[str]]:
-    """The table's lines of rows of so many tokens, at least: a target behind each item, of chosen and rejected title.
+def long_row(backbone: Backbone, tokens: int, turns: int = TURNS, flex: bool = True) -> list[list[str]]:
+    """The table's lines of a row of about so many tokens: behind each item a pair of chosen and rejected title.
 
-    backbone: the model, whose adapter is made here. ways: how a nested row attends, as transformers names it.
+    backbone: the model, whose adapter is made here. flex: with FlexAttention too, which trains on a GPU alone.
     """
     device = backbone.device
     policy = add_lora(backbone, dropout=0.0)  # so that log-probabilities can be compared
@@ -249,17 +247,21 @@ def long_row(
         synchronize(device)
         return time.perf_counter() - begun, peak(device), torch.cat(found)
 
+    in_turn = torch.arange(len(ends))
+    ways = {"nested, whole mask": ("sdpa", of_row, in_turn), "nested, FlexAttention": (FLEX, of_row, in_turn)}
+    ways["windows one by one"] = "sdpa", of_windows, torch.tensor(sum(groups, [])).argsort()
+    if not flex:
+        del ways["nested, FlexAttention"]
+    length = pack_for(policy, images, [nested], [sum(pairs, [])]).input_ids.shape[1]
     lines, first = [], None
-    for way in (*ways, "windows"):
-        policy.model.set_attn_implementation({"text_config": ways[0] if way == "windows" else way})
-        measured = [step(of_windows if way == "windows" else of_row) for _ in range(turns + 1)][1:]
-        logps = measured[0][2] if way != "windows" else measured[0][2][torch.tensor(sum(groups, [])).argsort()]
+    for name, (attention, forwards, order) in ways.items():
+        policy.model.set_attn_implementation({"text_config": attention})
+        measured = [step(forwards) for _ in range(turns + 1)][1:]
+        logps = measured[0][2][order]
         first = logps if first is None else first
-        name = {"sdpa": "nested, whole mask", FLEX: "nested, FlexAttention"}.get(way, "windows one by one")
         milliseconds = 1000 * statistics.median(seconds for seconds, *_ in measured) / len(ends)
         most = max(bytes for _, bytes, _ in measured) / 2**20
         differ = (logps - first).abs().max().item()
-        length = pack_for(policy, images, [nested], [sum(pairs, [])]).input_ids.shape[1]
         lines.append([str(length), str(len(ends)), name, f"{milliseconds:.1f}", f"{most:.0f} MiB", f"{differ:.0e}"])
     return lines
 

@@ -151,7 +151,7 @@ def test_negatives_that_cannot_be_drawn_are_an_error(script, runs):
     fails("--negative-pool 5: 6 rejected items are", "--negatives", "policy", "--negative-pool", 5, *fresh)
     for known in ("random", "popularity", "neighbours", "policy", "policy-modality"):
         fails(known, "--negatives", "nearest")
-    fails("--neighbour-threshold: belongs to --neighbourhood refined", "--neighbour-threshold", 0.5)
+    fails("--neighbour-threshold 0.5: belongs to --neighbourhood refined", "--neighbour-threshold", 0.5)
 
 
 def test_a_refined_neighbourhood_says_how_many_edges_change(script, runs):

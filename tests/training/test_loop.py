@@ -34,7 +34,7 @@ def train(folder, *, stop_at=None, late_at=None, bad_at=None, **changes):
     """A run that fits one layer to noise; it can get a signal (`stop_at`: step, signal), or meet a loss that is not
     finite."""
     settings = options(folder, **changes)
-    open_run(settings, "sft")
+    open_run(settings, "sft", Path(folder).parent)
     torch.manual_seed(settings.seed)
     model = torch.nn.Linear(3, 1)
     total = total_steps(len(USERS), settings.batch_size, settings)
@@ -99,7 +99,7 @@ def test_an_epochs_batches_hold_similar_lengths():
 
 def test_a_step_over_the_token_budget_is_split(tmp_path):
     settings = options(tmp_path / "run", forward_tokens=20)
-    open_run(settings, "sft")
+    open_run(settings, "sft", tmp_path)
     model = torch.nn.Linear(3, 1)
     run = Run(settings, model, adamw(model, 0.01), torch.amp.GradScaler("cpu", enabled=False), total=9)
     batch = next(run.batches(USERS, [12, 1, 9, 3, 3, 30, 2, 7, 4, 6], 4))
@@ -118,7 +118,7 @@ def test_a_step_over_the_token_budget_is_split(tmp_path):
 
 def test_a_rank_with_nothing_to_do_gets_an_example_that_does_not_count(tmp_path, monkeypatch):
     settings = options(tmp_path / "run")
-    open_run(settings, "sft")
+    open_run(settings, "sft", tmp_path)
     model = torch.nn.Linear(3, 1)
     run = Run(settings, model, adamw(model, 0.01), torch.amp.GradScaler("cpu", enabled=False), total=9)
     run.lengths = LENGTHS
@@ -232,21 +232,21 @@ def test_a_folder_with_something_in_it_is_not_overwritten(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("mine")
     with pytest.raises(DataError, match="exists and is not empty"):
-        open_run(options(tmp_path / "run"), "sft")
+        open_run(options(tmp_path / "run"), "sft", tmp_path)
     with pytest.raises(DataError, match="is not a run's folder"):
-        open_run(options(tmp_path / "run", overwrite=True), "sft")
+        open_run(options(tmp_path / "run", overwrite=True), "sft", tmp_path)
     assert (tmp_path / "run" / "thesis.txt").read_text() == "mine"
 
 
 def test_resume_needs_an_unfinished_run_of_the_same_settings(tmp_path):
     with pytest.raises(DataError, match="nothing to resume"):
-        open_run(options(tmp_path / "none", resume=True), "sft")
-    open_run(options(tmp_path / "run"), "sft")
+        open_run(options(tmp_path / "none", resume=True), "sft", tmp_path)
+    open_run(options(tmp_path / "run"), "sft", tmp_path)
     with pytest.raises(DataError, match="batch_size: 4 then, 8 now"):
-        open_run(options(tmp_path / "run", resume=True, batch_size=8), "sft")
+        open_run(options(tmp_path / "run", resume=True, batch_size=8), "sft", tmp_path)
     train(tmp_path / "done")
     with pytest.raises(DataError, match="is finished"):
-        open_run(options(tmp_path / "done", resume=True), "sft")
+        open_run(options(tmp_path / "done", resume=True), "sft", tmp_path)
 
 
 def test_resume_needs_the_rows_and_titles_that_the_run_began_with(tmp_path):
@@ -264,10 +264,10 @@ def test_resume_needs_the_rows_and_titles_that_the_run_began_with(tmp_path):
 
 
 def test_a_cache_in_the_runs_folder_is_refused_before_it_is_written(tmp_path):
-    for cache in ("run", "run/cache"):
+    for run, cache in (("run", "run"), ("run", "run/cache"), ("cache", None)):  # None: cache/ beside the run
         with pytest.raises(DataError, match="lies in the run's folder"):
-            open_run(options(tmp_path / "run", cache=str(tmp_path / cache)), "sft")
-    assert not (tmp_path / "run").exists()
+            open_run(options(tmp_path / run, cache=cache and str(tmp_path / cache)), "sft", tmp_path)
+        assert not (tmp_path / run).exists()
 
 
 def cut(path):

@@ -411,35 +411,30 @@ def fill_defaults(options: DPOOptions, sft_config: dict[str, Any]) -> None:
     listed = TARGETS[options.task] * (1 + options.rejected * draws_of_negatives(options))
     if options.list_candidates and options.task != "yesno" and listed > (options.candidates or listed):
         raise DataError(f"--candidates {options.candidates}: the rejected and the chosen titles are {listed}")
-    if options.neighbour_threshold is not None and options.neighbourhood != "refined":
-        raise DataError("--neighbour-threshold: belongs to --neighbourhood refined")
     if options.noise is None:
         options.noise = "logits" if options.loss.startswith("hanorec") else "none"
     if options.beta is None:
         options.beta = default_beta(options.loss)
     _check_effect(options)
-    for part in ("hardness", "responsiveness"):
-        if getattr(options, part) == "off" and not takes(options.loss, part):
-            raise DataError(f"--{part} off: the loss {options.loss} has none; it is a part of hanorec")
-    for name, given in (("recipe", options.recipe != "paper"), ("temperature", options.temperature is not None)):
-        if given and not takes(options.loss, "hardness"):
-            raise DataError(f"--{name}: the loss {options.loss} has none; it is a part of hanorec")
     if options.temperature is None:
         options.temperature = 1.0 if options.recipe == "paper" else 0.05
 
 
 def _check_effect(options: DPOOptions) -> None:
     """Errors: DataError for an option that was given and would change nothing."""
-    policy = options.negatives.startswith("policy")
-    belongs = {name: (takes(options.loss, name), f"the loss {options.loss} has none") for name in OWN_OPTIONS}
-    belongs |= {name: (policy, "belongs to --negatives policy") for name in ("negative_pool", "negative_temperature")}
+    of_loss = f"the loss {options.loss} has none"
+    belongs = {name: (takes(options.loss, name), of_loss) for name in (*OWN_OPTIONS, "hardness", "responsiveness")}
+    belongs["recipe"] = belongs["temperature"] = belongs["hardness"]
+    belongs["neighbour_threshold"] = options.neighbourhood == "refined", "belongs to --neighbourhood refined"
+    policy = options.negatives.startswith("policy"), "belongs to --negatives policy"
+    belongs["negative_pool"] = belongs["negative_temperature"] = policy
     modality = options.negatives == "policy-modality"
     belongs["negative_modality_weight"] = modality, "belongs to --negatives policy-modality"
     belongs["noise_std"] = options.noise != "none" or options.noise_std == 0, "no noise is added; see --noise"
     usual = DPOOptions()
     for name, (has_effect, why) in belongs.items():
-        if not has_effect and getattr(options, name) != getattr(usual, name):
-            raise DataError(f"--{name.replace('_', '-')}: {why}")
+        if not has_effect and (given := getattr(options, name)) != getattr(usual, name):
+            raise DataError(f"--{name.replace('_', '-')} {given}: {why}")
 
 
 def check_no_lora_options(options: SFTOptions) -> None:

@@ -22,6 +22,7 @@ from hanorec.errors import DataError
 from hanorec.models.backbone import TILES, Backbone, load_backbone
 from hanorec.training import checkpoints
 from hanorec.training.model_card import write_model_card
+from hanorec.training.options import cache_folder
 
 MODEL = "model"  # the folder of a run that holds the model or adapter
 MERGED = "merged"  # and, if asked for, that of the model with its adapter merged
@@ -41,8 +42,8 @@ def check_output(options) -> None:
     folder, start = Path(options.output), options.sft if hasattr(options, "sft") else options.backbone
     if not distributed.is_main_process():
         return
-    if Path(options.cache or folder.parent).resolve().is_relative_to(folder.resolve()):
-        raise DataError(f"--cache {options.cache}: lies in the run's folder; give one outside of it")
+    if (cache := cache_folder(options)).resolve().is_relative_to(folder.resolve()):
+        raise DataError(f"--cache {cache}: lies in the run's folder; give one outside of it")
     if folder.exists() and folder.resolve() == Path(start).resolve():
         raise DataError(f"--output {folder}: is what this run starts from; give another folder")
     if options.resume:
@@ -57,7 +58,7 @@ def check_output(options) -> None:
             raise DataError(f"{folder}: is not a run's folder (no config.json), so --overwrite leaves it alone")
 
 
-def open_run(options, kind: str, data: Path | None = None) -> None:
+def open_run(options, kind: str, data: Path) -> None:
     """Make the run's folder and write its config.json, or check that the run to resume had the same settings.
 
     kind: "sft" or "dpo". data: the folder of the rows and titles that it learns from. Errors: DataError as
@@ -70,11 +71,9 @@ def open_run(options, kind: str, data: Path | None = None) -> None:
     start = options.sft if kind == "dpo" else options.backbone
     if is_run(start):
         config["reference"] = model_fingerprint(start)
-    if data is not None:
-        config["rows"] = content_fingerprint(*(data / name for name in READ if (data / name).is_file()))
+    config["rows"] = content_fingerprint(*(data / name for name in READ if (data / name).is_file()))
     if options.resume:
-        unknown = {name: config[name] for name in ("rows",) if name in config}  # older runs do not say
-        before = BEFORE | unknown | json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        before = BEFORE | {"rows": config["rows"]} | json.loads((folder / "config.json").read_text(encoding="utf-8"))
         changed = [f"{k}: {before.get(k)!r} then, {v!r} now" for k, v in config.items() if before.get(k) != v]
         if changed:
             raise DataError(f"{folder}: was started with other settings ({'; '.join(changed)})")
