@@ -118,6 +118,8 @@ def main() -> None:
     open_run(options, "dpo", data.folder)
     lengths = [prompts.length(prompt, responses) for prompt, responses in zip(x, pairs_of_epoch[0].responses)]
     with Run(options, policy.model, optimizer, scaler, total=total, running=running) as run:
+        if run.step == 0:  # the policy is still the SFT model
+            run.start_from(*validate(policy, prompts, held_out, options.forward_tokens))
         for batch in run.batches([row[0].user for row in rows], lengths, size):
             learning_rate = cosine_learning_rate(run.step, total, options.learning_rate, options.warmup)
             for group in optimizer.param_groups:

@@ -73,13 +73,13 @@ def test_the_diagnostics_of_a_run_are_those_of_its_training(call, trained, tmp_p
     status, out, errors = call(trained / "sft", trained / "dpo", trained / "hanorec")
     assert status == 0, errors
     found = json.loads((tmp_path / "few.json").read_text())
-    last = json.loads((trained / "hanorec" / "metrics.jsonl").read_text().splitlines()[0])
+    first = json.loads((trained / "hanorec" / "metrics.jsonl").read_text().splitlines()[1])
     dpo, hanorec = (found["runs"][str(trained / name)] for name in ("dpo", "hanorec"))
     assert found["pairs"] == 16 and not dpo["pairs"] and dpo["recipe"] is None
     assert found["hardness of"] == str(trained / "hanorec") and found["hardness"] == sorted(found["hardness"])
     hardness = drawn[0].hardness[str(trained / "hanorec")]
-    assert last["hardness_std"] > 0.001
-    assert hardness.std(correction=0).item() == pytest.approx(last["hardness_std"], abs=1e-5)
+    assert first["hardness_std"] > 0.001
+    assert hardness.std(correction=0).item() == pytest.approx(first["hardness_std"], abs=1e-5)
     assert hanorec["pairs"]["λ"] == pytest.approx(np.quantile(hardness.numpy(), diagnose.LEVELS).tolist())
     assert len(hanorec["pairs"]["η"]) == 5 and len(hanorec["course"]) == 2
     page = (tmp_path / "few.md").read_text()

@@ -91,7 +91,9 @@ def test_the_first_dpo_step_starts_at_the_reference(script, runs):
     """A fresh adapter changes nothing, so without noise Δ = 0 and the loss is log 2, whatever β is."""
     status, _, errors = dpo(script, runs, "dpo", "--loss", "dpo", "--lora-dropout", 0)
     assert status == 0, errors
-    first = log(runs / "dpo")[0]
+    start, first = log(runs / "dpo")[:2]
+    finished = json.loads((runs / "sft" / "finished.json").read_text())
+    assert start == {"step": -1, "validation": pytest.approx(finished["best"], abs=1e-6), "measure": "NDCG@10"}
     assert first["loss"] == pytest.approx(0.693147, abs=1e-4)
     assert first["beta_min"] == first["beta_max"] == pytest.approx(0.1) and first["hardness_std"] == 0
 
@@ -106,7 +108,7 @@ def test_nested_windows_train_from_end_to_end(script, toy_folder, runs):
         status, _, errors = dpo(script, runs, name, *several, *more, "--windows", "nested", sft="nested")
         assert status == 0, errors
     whole, split = log(runs / "nested-dpo"), log(runs / "nested-split")
-    assert whole[0]["margin"] == pytest.approx(0, abs=1e-4) and whole[0]["accuracy"] < 1
+    assert whole[1]["margin"] == pytest.approx(0, abs=1e-4) and whole[1]["accuracy"] < 1
     for one, other in zip(whole, split, strict=True):
         assert other == pytest.approx(one, rel=2e-3, abs=1e-4) if "loss" in one else True
 
@@ -183,10 +185,10 @@ def test_the_sft_weight_adds_the_chosen_responses_negative_log_likelihood(script
     """The logged loss is the objective alone, log 2 in the first step; the gradient has what is added, too."""
     more = ["--loss", "dpo", "--lora-dropout", 0, *SOME]
     assert dpo(script, runs, "weighted", "--sft-weight", 0.5, *more)[0] == 0
-    first = log(runs / "weighted")[0]
+    first = log(runs / "weighted")[1]
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)  # the objective alone
     assert dpo(script, runs, "unweighted", *more)[0] == 0
-    gradient, without = first["grad_norm"], log(runs / "unweighted")[0]["grad_norm"]
+    gradient, without = first["grad_norm"], log(runs / "unweighted")[1]["grad_norm"]
     assert gradient > 2 * without  # what is added is felt
 
 

@@ -26,7 +26,7 @@ LENGTHS = [5, 1, 9, 3, 3, 8, 2, 7, 4, 6]
 
 def options(folder, **changes):
     base = dict(output=str(folder), backbone="tiny", seed=1, batch_size=4, forward_tokens=100, log_every=1, validate_every=3, checkpoint_every=2,
-                max_grad_norm=10.0, resume=False, overwrite=False, epochs=3, max_steps=None, cache=None)  # fmt: skip
+                max_grad_norm=10.0, resume=False, overwrite=False, epochs=3, max_steps=None, cache=None, start=-100.0)  # fmt: skip
     return SimpleNamespace(**base | changes)
 
 
@@ -42,6 +42,8 @@ def train(folder, *, stop_at=None, late_at=None, bad_at=None, **changes):
     running = RunningResponsiveness()
     batches = []
     with Run(settings, model, optimizer, scaler, total=total, running=running) as run:
+        if run.step == 0:
+            run.start_from("quality", settings.start)
         for batch in run.batches(USERS, LENGTHS, settings.batch_size):
             batches.append(batch)
             for group in optimizer.param_groups:
@@ -221,11 +223,22 @@ def test_gradients_whose_norm_is_not_finite_are_an_error_except_to_a_float16_sca
 def test_the_best_state_is_the_one_that_is_saved(tmp_path):
     train(tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    values = {line["step"] + 1: line["validation"] for line in lines if "validation" in line}
+    assert lines[0] == {"step": -1, "validation": -100.0, "measure": "quality"}
+    values = {line["step"] + 1: line["validation"] for line in lines[1:] if "validation" in line}
     finished = json.loads((tmp_path / "run" / "finished.json").read_text())
     assert finished["best_step"] == max(values, key=values.get)
     weight = torch.load(tmp_path / "run" / "model.pt")["weight"]
     assert -weight.abs().sum().item() == pytest.approx(max(values.values()), abs=1e-5)
+
+
+def test_a_run_says_where_it_started_and_whether_it_came_further(tmp_path, capsys):
+    train(tmp_path / "further")
+    assert "step 0: quality on validation -100.0000" in capsys.readouterr().out
+    assert json.loads((tmp_path / "further" / "finished.json").read_text())["start"] == -100
+    train(tmp_path / "never", start=0.0)  # no weights have a quality above it
+    out = capsys.readouterr().out
+    assert "never: on validation, no state that was looked at is above step 0 (0.0000)" in out
+    assert (tmp_path / "never" / "model.pt").is_file()  # what was trained is kept all the same
 
 
 def test_a_folder_with_something_in_it_is_not_overwritten(tmp_path):

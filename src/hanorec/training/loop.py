@@ -58,6 +58,7 @@ class Run:
         self.model, self.optimizer, self.scaler, self.running = model, optimizer, scaler, running
         self.device = next(model.parameters()).device
         self.step, self.epoch, self.best = 0, 0, -math.inf
+        self.start: float | None = None  # on validation before the first step, where a loop asked for it
         self.best_step: int | None = None
         self.best_weights: dict[str, Tensor] = {}
         self.measure = ""  # what `best` is a value of
@@ -139,12 +140,15 @@ class Run:
         done = self.step + 1
         return done % self.options.validate_every == 0 or done == self.total
 
+    def start_from(self, measure: str, value: float) -> None:
+        """Log a validation of the weights before the first step, as step -1: what training has to beat."""
+        self.start = value
+        self._log_validation(-1, measure, value)
+
     def keep_if_best(self, measure: str, value: float) -> None:
         """Log a validation, and keep the current weights if no earlier ones were better."""
         done = self.step + 1
-        self._write({"step": self.step, "validation": round(value, 6), "measure": measure})
-        if distributed.is_main_process():
-            tqdm.write(f"step {done}: {measure} on validation {value:.4f}" + (" (best)" if value > self.best else ""))
+        self._log_validation(self.step, measure, value, " (best)" if value > self.best else "")
         self.measure = measure
         if value > self.best:
             self.best, self.best_step = value, done
@@ -158,10 +162,18 @@ class Run:
         weights = self._weights()
         if distributed.is_main_process():
             finished = {"steps": self.total, "best_step": self.best_step, "best": self.best, "measure": self.measure}
+            finished |= {} if self.start is None else {"start": self.start}
             save(self.folder, weights, finished)
             checkpoints.replace_text(self.folder / "finished.json", json.dumps(finished, indent=1) + "\n")
             checkpoints.discard(self.folder)
+            if self.start is not None and self.best <= self.start:
+                print(f"{self.folder}: on validation, no state that was looked at is above step 0 ({self.start:.4f})")
         distributed.barrier()
+
+    def _log_validation(self, step: int, measure: str, value: float, note: str = "") -> None:
+        self._write({"step": step, "validation": round(value, 6), "measure": measure})
+        if distributed.is_main_process():
+            tqdm.write(f"step {step + 1}: {measure} on validation {value:.4f}{note}")
 
     def _write(self, line: dict) -> None:
         if distributed.is_main_process():
@@ -211,7 +223,7 @@ class Run:
         if not distributed.is_main_process():
             return
         best = None if self.best_step is None else self.best
-        state = dict(step=self.step, best=best, best_step=self.best_step, running=self.running_state)
+        state = dict(step=self.step, start=self.start, best=best, best_step=self.best_step, running=self.running_state)
         checkpoints.save(self.folder, tensors, state | {"scaler": self.scaler.state_dict()})
 
     def _load(self) -> None:
@@ -219,7 +231,8 @@ class Run:
         log = self.folder / "metrics.jsonl"
         if distributed.is_main_process() and log.exists():  # lines written after the checkpoint are written again
             lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < self.step]
+            whole = [line for line in lines if line.endswith("\n")] if self.step else []
+            kept = [line for line in whole if json.loads(line)["step"] < self.step]
             checkpoints.replace_text(log, "".join(kept))
 
     def _restore(self, tensors: dict, state: dict) -> None:
@@ -227,7 +240,7 @@ class Run:
         step, best, best_step, running = (state[name] for name in ("step", "best", "best_step", "running"))
         self._set_weights(tensors["weights"])
         checkpoints.set_optimizer(self.model, self.optimizer, tensors["optimizer"])
-        self.best_weights = tensors["best"]
+        self.start, self.best_weights = state["start"], tensors["best"]
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.best, self.best_step = step, -math.inf if best is None else best, best_step

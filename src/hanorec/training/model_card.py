@@ -16,7 +16,8 @@ KINDS = {"sft": "supervised fine-tuning", "dpo": "preference optimization"}
 def write_model_card(folder: Path, config: dict, finished: dict) -> None:
     """Write model/README.md into a run's folder.
 
-    config: the content of config.json. finished: the content of finished.json: steps, best_step, best and measure.
+    config: the content of config.json. finished: that of finished.json: steps, best_step, best, measure and, of a DPO
+    run, start.
     """
     kind, base = config["kind"], config["backbone"] if config["kind"] == "sft" else config["sft"]
     adapter = (folder / "model" / "adapter_config.json").is_file()
@@ -28,6 +29,7 @@ def write_model_card(folder: Path, config: dict, finished: dict) -> None:
     if kind == "sft" and base != "tiny" and not Path(base).exists():
         metadata["base_model"] = base  # an id of the Hugging Face hub
     note = " (an SFT run: its model is the frozen reference and the base of this adapter)" if kind == "dpo" else ""
+    start = f" (before the first step {finished['start']:.4f})" if "start" in finished else ""
     options = "\n".join(f"| `{name}` | `{json.dumps(value)}` |" for name, value in config.items() if name != "kind")
     (folder / "model" / "README.md").write_text(
         f"""---
@@ -42,7 +44,7 @@ HaNoRec (arXiv 2511.18740), stage {"1" if kind == "sft" else "2"} of 2.
 - **Base**: {base}{note}
 - **Data**: {config["data"] or "the toy catalogue that comes with the code"}
 - **Best state**: step {finished["best_step"]} of {finished["steps"]}, {finished["measure"]} {finished["best"]:.4f} on \
-{config["validate_users"]} validation users. `evaluate.py --runs {folder}` measures it on the test split.
+{config["validate_users"]} validation users{start}. `evaluate.py --runs {folder}` measures it on the test split.
 
 ## Load it
 
