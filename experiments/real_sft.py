@@ -30,7 +30,7 @@ from hanorec.errors import DataError, exit_on_user_error
 from hanorec.evaluation.paired import paired_difference
 from hanorec.evaluation.report import markdown
 
-CHOSEN = [name for name, (catalogue, _) in STARTS.items() if catalogue == REAL and name not in SFT_TRIALS]
+CHOSEN = ["ml-100k-20", "ml-100k-5"]
 SETTINGS = [*SFT_TRIALS, *CHOSEN]
 
 

@@ -149,7 +149,8 @@ def plots(done: Contents, worlds: Sequence[str], runs: Path | None) -> Iterator[
     for world in worlds:
         caption = f"World {world}: what is lost where the images of the history are grey."
         yield from made("Images and length of history", f"modality-{world}", caption, modality, world)
-    of_users = [world for world in worlds if world != REAL and any(cell.world == world for cell in done)][:2]
+    measured = {cell.world for cell in done}
+    of_users = [world for world in worlds if world in measured and WORLDS[world].data != REAL][:2]
     with tempfile.TemporaryDirectory() as folder:
         for world in of_users:
             for number, (caption, figure) in enumerate(users_of(done, world, Path(folder), runs), 1):

@@ -44,7 +44,7 @@ def main() -> None:
         help="known ones, each alone or with @ and a learning rate (default: all)",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--data", type=Path, metavar="DIR", help=f"the dataset folder of the world {REAL}")
+    parser.add_argument("--data", type=Path, metavar="DIR", help=f"the dataset folder of the worlds of {REAL}")
     parser.add_argument("--workers", type=int, default=2, help="cells at a time, each on one thread (default 2)")
     parser.add_argument("--retry-failed", action="store_true", help="run failed cells again")
     parser.add_argument(

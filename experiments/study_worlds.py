@@ -50,6 +50,7 @@ STARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "small": ("small", _SMALL),
     "ml-100k-20": _real("whole-titles", 20, 1, "--cuts", "8", *_EIGHT_PASSES),
     "ml-100k-5": _real("whole-titles", 5, 2, "--cuts", "4", *_EIGHT_PASSES),
+    "ml-100k-early": _real("whole-titles", 20, 1, "--cuts", "8", *_EIGHT_PASSES, "--max-steps", "1000"),
 }
 SFT_TRIALS = {  # of SFT on real data, measured on validation users alone
     "ml-100k-tiny": _real("tiny", 20, 1),
@@ -108,10 +109,13 @@ WORLDS = {
     REAL: World(
         "ml-100k-20", REAL, 4000, {"test": (REAL, ("--split", "test", "--modality", "full", "blank"))}, _TWENTY
     ),
+    "ml-100k-early": World(
+        "ml-100k-early", REAL, 4000, {"test": (REAL, ("--split", "test", "--modality", "full", "blank"))}, _TWENTY
+    ),
     # Seconds a cell; shows that the study works, and no more. Not in the grid.
     "small": World("small", "small", 16, _test_and_cold("small", "--users", "12", "--candidates", "8"), _SMALL),
 }  # fmt: skip
-GRID = tuple(name for name in WORLDS if name not in ("small", REAL))
+GRID = tuple(name for name in WORLDS if name != "small" and WORLDS[name].data != REAL)
 
 _PAPER = ("--loss", "hanorec", "--recipe", "paper")
 _CALIBRATED = ("--loss", "hanorec", "--recipe", "calibrated")
@@ -161,12 +165,15 @@ SENSITIVE = "early"  # the world of the sensitivity, with the first seed alone, 
 # Options chosen on validation users, after a method's own: {"method" or "world/method": ("--learning-rate", "3e-4")}.
 # To choose: `study.py --methods dpo@1e-4 dpo@3e-4 dpo@1e-3 --seeds 1`, then `study.py --table`.
 _FAST, _SLOW = ("--learning-rate", "3e-3"), ("--learning-rate", "1e-4")
-CHOSEN: dict[str, tuple[str, ...]] = {  # pairs learn best at the default, 1e-4
+_MIDDLE = ("--learning-rate", "1e-3")
+_PAIRS = [method for method, options in MAIN.items() if "--rejected" not in options]
+CHOSEN: dict[str, tuple[str, ...]] = {  # pairs learn best at the default, 1e-4, after an SFT that is far enough
     "sft-continued": _FAST,
     "s-dpo-15": _FAST,
     "hanorec-15-paper": _FAST,
     "hanorec-15-calibrated": _FAST,
-    f"{REAL}/sft-continued": ("--learning-rate", "1e-3"),
+    **{f"long-biased/{method}": _MIDDLE for method in ("sft-continued", "hanorec-15-paper", *_PAIRS)},
+    f"{REAL}/sft-continued": _MIDDLE,
     f"{REAL}/s-dpo-15": _SLOW,
     f"{REAL}/hanorec-15-paper": _SLOW,
     f"{REAL}/hanorec-15-calibrated": _SLOW,
