@@ -173,8 +173,10 @@ CHOSEN: dict[str, tuple[str, ...]] = {  # pairs learn best at the default, 1e-4,
     "hanorec-15-paper": _FAST,
     "hanorec-15-calibrated": _FAST,
     **{f"long-biased/{method}": _MIDDLE for method in ("sft-continued", "hanorec-15-paper", *_PAIRS)},
-    f"{REAL}/sft-continued": _MIDDLE,
-    f"{REAL}/s-dpo-15": _SLOW,
-    f"{REAL}/hanorec-15-paper": _SLOW,
-    f"{REAL}/hanorec-15-calibrated": _SLOW,
+    **{f"{world}/sft-continued": _MIDDLE for world in (REAL, "ml-100k-early")},
+    **{
+        f"{world}/{method}": _SLOW
+        for world in (REAL, "ml-100k-early")
+        for method in ("s-dpo-15", "hanorec-15-paper", "hanorec-15-calibrated")
+    },
 }
