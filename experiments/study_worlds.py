@@ -161,18 +161,21 @@ SENSITIVITY = {  # one setting of the calibrated recipe at a time; its own are Î
     **{f"noise-{value}": (*_CALIBRATED, "--noise-std", value) for value in ("0.03", "0.3", "1")},
 }
 METHODS = {"sft": (), **SFT_METHODS, **MAIN, **SENSITIVITY}
-SENSITIVE = "early"  # the world of the sensitivity, with the first seed alone, unless they are asked for by name
+SENSITIVE = "long-biased"  # the world of the sensitivity, with the first seed alone, unless asked for by name
 # Options chosen on validation users, after a method's own: {"method" or "world/method": ("--learning-rate", "3e-4")}.
 # To choose: `study.py --methods dpo@1e-4 dpo@3e-4 dpo@1e-3 --seeds 1`, then `study.py --table`.
 _FAST, _SLOW = ("--learning-rate", "3e-3"), ("--learning-rate", "1e-4")
 _MIDDLE = ("--learning-rate", "1e-3")
-_PAIRS = [method for method, options in MAIN.items() if "--rejected" not in options]
 CHOSEN: dict[str, tuple[str, ...]] = {  # pairs learn best at the default, 1e-4, after an SFT that is far enough
     "sft-continued": _FAST,
     "s-dpo-15": _FAST,
     "hanorec-15-paper": _FAST,
     "hanorec-15-calibrated": _FAST,
-    **{f"long-biased/{method}": _MIDDLE for method in ("sft-continued", "hanorec-15-paper", *_PAIRS)},
+    **{
+        f"long-biased/{method}": _MIDDLE
+        for method in ("sft-continued", *MAIN, *SENSITIVITY)
+        if method not in ("s-dpo-15", "hanorec-15-calibrated")
+    },
     **{f"{world}/sft-continued": _MIDDLE for world in (REAL, "ml-100k-early")},
     **{
         f"{world}/{method}": _SLOW

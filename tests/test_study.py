@@ -83,8 +83,8 @@ def test_every_method_runs_once_before_a_second_seed():
     first = {(cell.world, cell.method) for cell in cells if cell.seed == 1}
     second = {(cell.world, cell.method) for cell in cells if cell.seed == 2}
     assert len({cell.name for cell in cells}) == len(cells)
-    assert {method for world, method in first if world == "early"} == set(study_worlds.METHODS)
-    assert first - second == {("early", method) for method in study_worlds.SENSITIVITY}
+    assert {method for world, method in first if world == "long-biased"} == set(study_worlds.METHODS)
+    assert first - second == {("long-biased", method) for method in study_worlds.SENSITIVITY}
     assert {method for world, method in first if world == "long-unbiased"} == {"sft"}
 
 
