@@ -34,6 +34,7 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # else PyTorch fills every new tensor with NaN first
 
 
 def cosine_learning_rate(step: int, total: int, peak: float, warmup: float) -> float:
