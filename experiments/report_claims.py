@@ -69,21 +69,21 @@ class Answer(NamedTuple):
 
 
 def questions(worlds: Sequence[str]) -> Iterator[Question]:
-    """Every question that the paper's claims put to some worlds. Worlds in which only the start is measured have none.
+    """Every question that the paper's claims put to some worlds, about the methods of each world's grid.
 
     The whole method, hardness and responsiveness are asked about in the first view of a world and in `near`; noise on
     the cold split, and where the start is biased also on blank images, in what images add, and over long histories.
     """
-    asked = [world for world in worlds if WORLDS[world].methods is None]
     for claim in CLAIMS:
         for recipe in RECIPES:
-            for world in asked:
-                own = WORLDS[world].views
+            for world in worlds:
+                own, grid = WORLDS[world].views, WORLDS[world].methods
                 if claim == "noise":
                     views = [view for view in own if view == "cold" or WORLDS[world].data == REAL]
                 else:
                     views = [view for view in own if view != "cold"]
                 others = ("dpo", "sft-continued") if claim == "whole" else (f"{recipe}-no-{claim}",)
+                others = tuple(other for other in others if grid is None or other in grid)
                 for view in views:
                     measure = "pairs" if "pairs" in measures_of(view) else "NDCG@10"
                     for other in others:

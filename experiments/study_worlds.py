@@ -94,12 +94,14 @@ def _test_and_cold(data: str, *more: str) -> dict[str, tuple[str, tuple[str, ...
     }
 
 
+_WHOLE = ("sft", "sft-continued", "dpo", "hanorec-paper", "hanorec-calibrated")  # no part of HaNoRec alone
+_WHOLE_15 = (*_WHOLE, "s-dpo-15", "hanorec-15-calibrated")
 WORLDS = {
-    "toy": World("full", "toy", 4000, _test_and_cold("toy")),
+    "toy": World("full", "toy", 4000, _test_and_cold("toy"), methods=_WHOLE),
     "early": World("early", "toy", 4000, _test_and_cold("toy")),
     "biased": World("biased", "toy", 4000, _test_and_cold("toy")),
     "long-biased": World("long-biased", "long", 2000, _test_and_cold("long"), _TWENTY),
-    "long-unbiased": World("long-unbiased", "long", 2000, _test_and_cold("long"), _TWENTY, methods=("sft",)),
+    "long-unbiased": World("long-unbiased", "long", 2000, _test_and_cold("long"), _TWENTY, methods=_WHOLE),
     # 95 of 100 negatives are of another theme and style; `near` ranks the target among items that share one of the two.
     "hard": World(
         "early", "toy", 4000,
@@ -107,10 +109,12 @@ WORLDS = {
         preference=("--negatives", "listed"),
     ),
     REAL: World(
-        "ml-100k-20", REAL, 4000, {"test": (REAL, ("--split", "test", "--modality", "full", "blank"))}, _TWENTY
+        "ml-100k-20", REAL, 4000, {"test": (REAL, ("--split", "test", "--modality", "full", "blank"))}, _TWENTY,
+        methods=_WHOLE_15,
     ),
     "ml-100k-early": World(
-        "ml-100k-early", REAL, 4000, {"test": (REAL, ("--split", "test", "--modality", "full", "blank"))}, _TWENTY
+        "ml-100k-early", REAL, 4000, {"test": (REAL, ("--split", "test", "--modality", "full", "blank"))}, _TWENTY,
+        methods=_WHOLE_15,
     ),
     # Seconds a cell; shows that the study works, and no more. Not in the grid.
     "small": World("small", "small", 16, _test_and_cold("small", "--users", "12", "--candidates", "8"), _SMALL),

@@ -117,7 +117,7 @@ def test_noise_is_asked_about_on_blank_images_and_long_histories_where_the_start
     assert asked("early") == {("cold", "", False)}
     assert asked("biased") == biased
     assert asked("long-biased") == biased | {("cold", "", True), ("cold", blank, True)}
-    assert not list(questions(["long-unbiased"]))
+    assert not asked("long-unbiased")  # its grid leaves out no part
     assert {q.view for q in questions(["hard"]) if q.claim == "hardness"} == {"test", "near"}
 
 
@@ -138,11 +138,11 @@ def test_what_images_add_is_counted_over_the_long_histories_alone():
 
 def test_an_asterisk_marks_what_survives_the_correction_over_all_answers():
     done = {}
-    for world in ("early", "toy"):
+    for world in ("early", "biased"):
         for method, places in (("hanorec-paper", [0] * 40), ("paper-no-hardness", [1] * 40), ("dpo", [0] * 39 + [1])):
             done[Cell(world, method, 1)] = content(world, method, 1, places)
-    rows = report_claims.rows(report_claims.answers(done, ["early", "toy"]), "hardness")
-    assert [row[:3] for row in rows[:2]] == [["paper", "early", "yes"], ["paper", "toy", "yes"]]
+    rows = report_claims.rows(report_claims.answers(done, ["early", "biased"]), "hardness")
+    assert [row[:3] for row in rows[:2]] == [["paper", "early", "yes"], ["paper", "biased", "yes"]]
     assert all(row[3].endswith("]*") for row in rows[:2])
     assert rows[2][2:4] == ["not measured", "–"] and rows[2][-2:] == ["–", "–"]
     against_dpo = report_claims.rows(report_claims.answers(done, ["early"]), "whole")[0]

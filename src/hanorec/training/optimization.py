@@ -34,7 +34,8 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # else PyTorch fills every new tensor with NaN first
+    # Else PyTorch fills every new tensor with NaN first.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def cosine_learning_rate(step: int, total: int, peak: float, warmup: float) -> float:
