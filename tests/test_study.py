@@ -85,7 +85,9 @@ def test_every_method_runs_once_before_a_second_seed():
     assert len({cell.name for cell in cells}) == len(cells)
     assert {method for world, method in first if world == "long-biased"} == set(study_worlds.METHODS)
     assert first - second == {("long-biased", method) for method in study_worlds.SENSITIVITY}
-    assert {method for world, method in first if world == "long-unbiased"} == set(study_worlds.WORLDS["long-unbiased"].methods)
+    assert {method for world, method in first if world == "long-unbiased"} == set(
+        study_worlds.WORLDS["long-unbiased"].methods
+    )
 
 
 @pytest.mark.parametrize("world", study_worlds.WORLDS)
