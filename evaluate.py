@@ -25,7 +25,14 @@ from hanorec.data.examples import HISTORY, Example, listed_negatives
 from hanorec.data.interactions import rng
 from hanorec.errors import DataError, exit_on_user_error
 from hanorec.evaluation.baselines import baseline_answers, baseline_names
-from hanorec.evaluation.measures import FIRST_MEASURE, Answers, measures, measures_by_length, target_places
+from hanorec.evaluation.measures import (
+    FIRST_MEASURE,
+    Answers,
+    measures,
+    measures_by_length,
+    rows_by_length,
+    target_places,
+)
 from hanorec.evaluation.ranking import FullCatalog, answer_with_model
 from hanorec.evaluation.report import by_length_table, results_table, share_of_possible, user_lists
 from hanorec.models.images import CatalogImages
@@ -68,7 +75,8 @@ def main() -> None:
 
     print("\n" + results_table(results, first_measure))
     if len(by_length) > 1:
-        counts = {length: sum(len(e.history) == length for e in examples) for length in by_length}
+        groups = rows_by_length([len(example.history) for example in examples])
+        counts = {length: len(rows) for length, rows in groups.items()}
         print("\nBy items in the history:\n\n" + by_length_table(by_length, counts, first_measure))
     for run in options.runs:
         share = share_of_possible(results, run, first_measure)

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from hanorec.data.examples import Example
 from hanorec.data.interactions import rng
 from hanorec.evaluation import metrics
-from hanorec.evaluation.measures import target_places
+from hanorec.evaluation.measures import rows_by_length, target_places
 from hanorec.evaluation.paired import paired_difference
 from hanorec.evaluation.ranking import answer_with_model
 from hanorec.hardness import embed_modalities
@@ -97,15 +97,14 @@ def places_of(
 
 def lost_by_length(places: dict[str, list], history: np.ndarray) -> list[dict]:
     """HR@1 with the true images, and what is lost of it with grey and with exchanged ones, paired by user, over all
-    users and for each number of items in the history (in four ranges where there are more than six numbers)."""
-    lengths = np.unique(history)
-    ranges = np.array_split(lengths, 4) if len(lengths) > 6 else [lengths[i : i + 1] for i in range(len(lengths))]
+    users and by the number of items in the history."""
+    groups = list(rows_by_length(history).values())
     hits = {modality: metrics.hit_rate(*each, 1) for modality, each in places.items()}
     made = []
-    for own in [lengths, *(ranges if len(ranges) > 1 else ())]:
-        rows = (history >= own[0]) & (history <= own[-1])
+    for rows in [np.arange(len(history)), *(groups if len(groups) > 1 else ())]:
         lost = {m: paired_difference((hits["full"] - hits[m])[None, rows]) for m in MODALITIES[1:]}
-        made.append({"from": int(own[0]), "to": int(own[-1]), "users": int(rows.sum())})
+        own = history[rows]
+        made.append({"from": int(own.min()), "to": int(own.max()), "users": len(rows)})
         made[-1] |= {"HR@1": float(hits["full"][rows].mean()), "lost": {m: d._asdict() for m, d in lost.items()}}
     return made
 

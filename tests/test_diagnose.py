@@ -202,7 +202,7 @@ def test_what_is_lost_is_paired_by_user_and_told_by_length():
     assert [each["lost"]["blank"]["value"] for each in (every, short, long)] == [0.5, 1, 0]
     assert every["lost"]["shuffled"]["value"] == 0 and every["HR@1"] == 1
     many = diagnose_items.lost_by_length({m: (np.zeros(19, int), np.zeros(19, int)) for m in places}, np.arange(2, 21))
-    assert [(each["from"], each["to"]) for each in many] == [(2, 20), (2, 6), (7, 11), (12, 16), (17, 20)]
+    assert [(each["from"], each["to"]) for each in many] == [(2, 20), (2, 5), (6, 10), (11, 15), (16, 20)]
 
 
 def test_items_that_moved_most_have_three_users_and_stand_by_their_mean():

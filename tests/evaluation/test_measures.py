@@ -7,7 +7,14 @@ import pytest
 
 from hanorec.data.dataset import split_examples
 from hanorec.data.examples import Example
-from hanorec.evaluation.measures import Answers, measures, measures_by_length, point_measures, user_measures
+from hanorec.evaluation.measures import (
+    Answers,
+    measures,
+    measures_by_length,
+    point_measures,
+    rows_by_length,
+    user_measures,
+)
 from hanorec.evaluation.ranking import answer_with_scorer
 
 
@@ -29,11 +36,25 @@ def test_measures_by_length_are_those_of_the_users_of_that_length(data):
     examples = split_examples(data, "test", "next", candidates=5)
     answers = {"popularity": answer_with_scorer(lambda e: data.counts[list(e.candidates)], examples, "next")}
     by_length = measures_by_length("next", answers, examples)
-    assert sorted(by_length) == sorted({len(example.history) for example in examples}) and len(by_length) > 1
+    assert list(by_length) == sorted({str(len(example.history)) for example in examples}) and len(by_length) > 1
     for length, rows in by_length.items():
-        alone = [example for example in examples if len(example.history) == length]
+        alone = [example for example in examples if str(len(example.history)) == length]
         again = answer_with_scorer(lambda e: data.counts[list(e.candidates)], alone, "next")
         assert rows["popularity"] == pytest.approx(point_measures("next", again, alone))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ([5, 3, 5], {"3": [1], "5": [0, 2]}),
+        ([20, 6, 10, 7, 8, 9, 11, 5], {"5": [7], "6 to 10": [1, 2, 3, 4, 5], "11": [6], "20": [0]}),
+        (range(1, 51), {f"{n + 1} to {n + 10}": list(range(n, n + 10)) for n in range(0, 50, 10)}),
+    ],
+)
+def test_many_lengths_are_put_together(lengths, expected):
+    found = rows_by_length(list(lengths))
+    assert {length: rows.tolist() for length, rows in found.items()} == expected
+    assert list(found) == list(expected)
 
 
 def test_the_releases_top3_measures_count_the_newest_target_alone():
@@ -46,7 +67,7 @@ def test_the_releases_top3_measures_count_the_newest_target_alone():
     assert of_users["NDCG@3"] == pytest.approx([1 / 2, 1, 0])
     assert measures("top3", answers, examples, "release")["HR@3"][0] == pytest.approx(2 / 3)
     by_length = measures_by_length("top3", {"model": answers}, examples, "release")
-    assert by_length[1]["model"]["NDCG@3"] == pytest.approx(1.5 / 3)
+    assert by_length["1"]["model"]["NDCG@3"] == pytest.approx(1.5 / 3)
     # Ours counts all three: of the targets the lists hold 2, 1 and 2.
     assert user_measures("top3", answers, examples)["HR@3"] == pytest.approx([2 / 3, 1 / 3, 2 / 3])
 

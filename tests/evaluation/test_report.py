@@ -42,12 +42,13 @@ def test_tables_are_aligned_and_the_first_measure_has_its_interval():
 
 
 def test_the_table_by_length_counts_its_examples():
-    by_length = {n: {"a": {"HR@1": n / 8, "MRR": 1.0}, "b": {"HR@1": 0.5, "MRR": 1.0}} for n in (2, 1)}
-    assert by_length_table(by_length, {1: 30, 2: 4}, "HR@1").splitlines() == [
-        "| HR@1 | 1 item (n=30) | 2 items (n=4) |",
-        "| ---- | ------------: | ------------: |",
-        "| a    |         0.125 |         0.250 |",
-        "| b    |         0.500 |         0.500 |",
+    by_length = {n: {"a": {"HR@1": n / 8, "MRR": 1.0}, "b": {"HR@1": 0.5, "MRR": 1.0}} for n in (1, 2)}
+    by_length = {"1": by_length[1], "2 to 5": by_length[2]}
+    assert by_length_table(by_length, {"1": 30, "2 to 5": 4}, "HR@1").splitlines() == [
+        "| HR@1 | 1 item (n=30) | 2 to 5 items (n=4) |",
+        "| ---- | ------------: | -----------------: |",
+        "| a    |         0.125 |              0.250 |",
+        "| b    |         0.500 |              0.500 |",
     ]
 
 

@@ -1,12 +1,13 @@
 """From answers to measures: what a recommender answered, one number a user and metric, and intervals.
 
 In: `Answers` to examples, from a model or a baseline (`ranking`). Out: the measures of their task, for each example,
-for all of them with 95 % intervals, and apart for each length of history. With the protocol "release" the measures of
+for all of them with 95 % intervals, and apart by the length of the history. With the protocol "release" the measures of
 top-3 lists count the newest target alone, which stands first, as the authors' release does.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -34,14 +35,29 @@ class Answers(NamedTuple):
         return Answers(*(None if column is None else column[rows] for column in self))
 
 
+def rows_by_length(lengths: Sequence[int]) -> dict[str, np.ndarray]:
+    """Which of the histories have how many items, shortest first: {"3": rows}.
+
+    More than six lengths are put together by fives (or tens, …), so that at most five are left: {"6 to 10": rows}.
+    """
+    items = np.asarray(lengths)
+    width = 5 * math.ceil(items.max() / 25) if len(np.unique(items)) > 6 else 1
+    group = (items - 1) // width
+    made = {}
+    for each in np.unique(group):
+        rows = np.flatnonzero(group == each)
+        low, high = items[rows].min(), items[rows].max()
+        made[str(low) if low == high else f"{low} to {high}"] = rows
+    return made
+
+
 def measures_by_length(
     task: str, answers: Mapping[str, Answers], examples: Sequence[Example], protocol: str = "standard"
-) -> dict[int, dict[str, dict[str, float]]]:
-    """Every measure of every method, apart for each length of history: {length: {method: {measure: value}}}."""
-    lengths = np.array([len(example.history) for example in examples])
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Every measure of every method, apart by the length of the history (see `rows_by_length`): {length: {method:
+    {measure: value}}}."""
     groups = {}
-    for length in sorted(set(lengths.tolist())):
-        rows = np.flatnonzero(lengths == length)
+    for length, rows in rows_by_length([len(example.history) for example in examples]).items():
         group = [examples[int(row)] for row in rows]
         groups[length] = {
             method: point_measures(task, each.take(rows), group, protocol) for method, each in answers.items()

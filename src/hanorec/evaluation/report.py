@@ -60,16 +60,15 @@ def share_of_possible(results: Mapping[str, Measures], method: str, measure: str
 
 
 def by_length_table(
-    by_length: Mapping[int, Mapping[str, Mapping[str, float]]], counts: Mapping[int, int], measure: str
+    by_length: Mapping[str, Mapping[str, Mapping[str, float]]], counts: Mapping[str, int], measure: str
 ) -> str:
     """A table of one measure with a row for each method and a column for each length of history.
 
     by_length: {length: {method: {measure: value}}}. counts: examples of each length.
     """
-    lengths = sorted(by_length)
-    header = [measure, *(f"{length} item{'s' * (length > 1)} (n={counts[length]})" for length in lengths)]
-    methods = list(by_length[lengths[0]])
-    rows = [[method, *(f"{by_length[length][method][measure]:.3f}" for length in lengths)] for method in methods]
+    header = [measure, *(f"{length} item{'s' * (length != '1')} (n={counts[length]})" for length in by_length)]
+    methods = next(iter(by_length.values()))
+    rows = [[method, *(f"{by_length[length][method][measure]:.3f}" for length in by_length)] for method in methods]
     return markdown(header, rows)
 
 
