@@ -70,12 +70,12 @@ def main() -> None:
     given = dict(names=baselines, drawn=drawn, cache=cache_folder(options))
     answers = baseline_answers(data, examples, options.task, full_catalog, protocol, **given) | of_models
     results = {method: measures(options.task, each, examples, protocol) for method, each in answers.items()}
-    by_length = measures_by_length(options.task, answers, examples, protocol)
+    groups = rows_by_length([len(example.history) for example in examples])
+    by_length = measures_by_length(options.task, answers, examples, groups, protocol)
     first_measure = "HR@10" if full_catalog else FIRST_MEASURE[options.task]
 
     print("\n" + results_table(results, first_measure))
     if len(by_length) > 1:
-        groups = rows_by_length([len(example.history) for example in examples])
         counts = {length: len(rows) for length, rows in groups.items()}
         print("\nBy items in the history:\n\n" + by_length_table(by_length, counts, first_measure))
     for run in options.runs:

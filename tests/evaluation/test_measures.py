@@ -35,7 +35,8 @@ def test_measures_are_the_values_with_their_intervals(data):
 def test_measures_by_length_are_those_of_the_users_of_that_length(data):
     examples = split_examples(data, "test", "next", candidates=5)
     answers = {"popularity": answer_with_scorer(lambda e: data.counts[list(e.candidates)], examples, "next")}
-    by_length = measures_by_length("next", answers, examples)
+    groups = rows_by_length([len(example.history) for example in examples])
+    by_length = measures_by_length("next", answers, examples, groups)
     assert list(by_length) == sorted({str(len(example.history)) for example in examples}) and len(by_length) > 1
     for length, rows in by_length.items():
         alone = [example for example in examples if str(len(example.history)) == length]
@@ -66,7 +67,7 @@ def test_the_releases_top3_measures_count_the_newest_target_alone():
     assert of_users["HR@3"].tolist() == [1, 1, 0]
     assert of_users["NDCG@3"] == pytest.approx([1 / 2, 1, 0])
     assert measures("top3", answers, examples, "release")["HR@3"][0] == pytest.approx(2 / 3)
-    by_length = measures_by_length("top3", {"model": answers}, examples, "release")
+    by_length = measures_by_length("top3", {"model": answers}, examples, {"1": np.arange(3)}, "release")
     assert by_length["1"]["model"]["NDCG@3"] == pytest.approx(1.5 / 3)
     # Ours counts all three: of the targets the lists hold 2, 1 and 2.
     assert user_measures("top3", answers, examples)["HR@3"] == pytest.approx([2 / 3, 1 / 3, 2 / 3])

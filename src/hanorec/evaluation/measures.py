@@ -52,17 +52,20 @@ def rows_by_length(lengths: Sequence[int]) -> dict[str, np.ndarray]:
 
 
 def measures_by_length(
-    task: str, answers: Mapping[str, Answers], examples: Sequence[Example], protocol: str = "standard"
+    task: str,
+    answers: Mapping[str, Answers],
+    examples: Sequence[Example],
+    groups: Mapping[str, np.ndarray],
+    protocol: str = "standard",
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Every measure of every method, apart by the length of the history (see `rows_by_length`): {length: {method:
-    {measure: value}}}."""
-    groups = {}
-    for length, rows in rows_by_length([len(example.history) for example in examples]).items():
-        group = [examples[int(row)] for row in rows]
-        groups[length] = {
-            method: point_measures(task, each.take(rows), group, protocol) for method, each in answers.items()
+    """Every measure of every method, apart for the groups of `rows_by_length`: {length: {method: {measure: value}}}."""
+    made = {}
+    for length, rows in groups.items():
+        own = [examples[int(row)] for row in rows]
+        made[length] = {
+            method: point_measures(task, each.take(rows), own, protocol) for method, each in answers.items()
         }
-    return groups
+    return made
 
 
 def user_measures(

@@ -62,9 +62,9 @@ def share_of_possible(results: Mapping[str, Measures], method: str, measure: str
 def by_length_table(
     by_length: Mapping[str, Mapping[str, Mapping[str, float]]], counts: Mapping[str, int], measure: str
 ) -> str:
-    """A table of one measure with a row for each method and a column for each length of history.
+    """A table of one measure with a row for each method and a column for each length of history, or range of lengths.
 
-    by_length: {length: {method: {measure: value}}}. counts: examples of each length.
+    by_length: {length: {method: {measure: value}}}. counts: examples of each.
     """
     header = [measure, *(f"{length} item{'s' * (length != '1')} (n={counts[length]})" for length in by_length)]
     methods = next(iter(by_length.values()))
