@@ -14,10 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from study_cells import Cell
 from study_run import numbers
-from study_table import LENGTHS, Contents, measures_of, methods_of, paired, seeds_of, spread_of_lengths, values
+from study_table import Contents, measures_of, methods_of, paired, seeds_of, spread_of_lengths, values
 from study_worlds import WORLDS
 
 from hanorec.evaluation import metrics
+from hanorec.evaluation.measures import rows_by_length
 from hanorec.training.objective import default_beta
 
 matplotlib.use("Agg")
@@ -170,13 +171,13 @@ def modality(done: Contents, world: str) -> Figure | None:
         return None
     first = done[Cell(world, methods[0], seeds_of(done, world, methods[0])[0])]["views"][view]
     history = numbers(first["history"])
-    groups = LENGTHS if spread_of_lengths(done, world, view) else ((int(history.min()), int(history.max())),)
-    groups = tuple((low, high) for low, high in groups if ((history >= low) & (history <= high)).any())
+    groups = {f"{history.min()} to {history.max()}": np.arange(len(history))}
+    if spread_of_lengths(done, world, view):
+        groups = rows_by_length(history)
     figure = Figure(figsize=(WIDTH, 0.9 + len(groups) * (0.7 + 0.23 * len(methods))), layout="constrained")
     chance = float(np.mean([metrics.ndcg([n], [0], 10)[0] for n in range(first["candidates"])]))
     panels = figure.subplots(len(groups), 1, sharex=True, squeeze=False)[:, 0]
-    for number, (axes, (low, high)) in enumerate(zip(panels, groups)):
-        rows = (history >= low) & (history <= high)
+    for number, (axes, (length, rows)) in enumerate(zip(panels, groups.items())):
         axes.axvline(chance, color="0.6", linestyle=":", label="chance" if not number else "")
         for place, method in enumerate(methods):
             cells = [done[Cell(world, method, seed)] for seed in seeds_of(done, world, method)]
@@ -186,8 +187,7 @@ def modality(done: Contents, world: str) -> Figure | None:
             axes.plot(full, place, "o", color="#D55E00", label=names[0])
             axes.plot(grey, place, "s", color="#0072B2", markerfacecolor="white", label=names[1])
         _rows(axes, methods)
-        span = f"{low} items" if low == high else f"{low} to {high} items"
-        axes.set_title(f"histories of {span} ({rows.sum()} users)", fontsize=9, loc="left")
+        axes.set_title(f"histories of {length} items ({len(rows)} users)", fontsize=9, loc="left")
     panels[-1].set_xlabel("NDCG@10 (0 to 1), cold split")
     figure.legend(loc="outside upper left", ncols=3, frameon=False)
     return figure

@@ -19,6 +19,7 @@ from study_worlds import METHODS, WORLDS
 
 from hanorec.errors import DataError
 from hanorec.evaluation import metrics
+from hanorec.evaluation.measures import rows_by_length
 from hanorec.evaluation.paired import Difference, holm, paired_difference
 from hanorec.evaluation.report import markdown
 
@@ -29,7 +30,6 @@ MEASURES: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {  # 
     "pairs": lambda ahead, tied, candidates: 1 - (ahead + tied / 2) / (candidates - 1),
 }
 OF_NEAR = ("HR@1", "pairs")  # measures of the view `near`; of the others HR@1 and NDCG@10
-LENGTHS = ((2, 5), (6, 10), (11, 15), (16, 20))  # items in the history
 LEVEL = 0.05  # of Holm's correction
 
 Contents = dict[Cell, dict]
@@ -196,17 +196,17 @@ def length_table(done: Contents, world: str, view: str) -> str:
     """NDCG@10 by length of history, and against SFT continued."""
     reference = next(iter(REFERENCES))
     history = numbers(next(c for cell, c in done.items() if cell.world == world)["views"][view]["history"])
-    groups = [np.flatnonzero((history >= low) & (history <= high)) for low, high in LENGTHS]
+    groups = rows_by_length(history)
     header = ["method"]
-    for (low, high), group in zip(LENGTHS, groups):
-        header += [f"{low} to {high} (n={len(group)})", f"− {REFERENCES[reference]}"]
+    for length, group in groups.items():
+        header += [f"{length} (n={len(group)})", f"− {REFERENCES[reference]}"]
     rows = []
     for method in methods_of(done, world):
         row = [method]
-        for group in groups:
+        for group in groups.values():
             each = [values(done[Cell(world, method, s)], view, "NDCG@10")[group] for s in seeds_of(done, world, method)]
-            row.append(f"{np.mean(each):.3f}" if len(group) else "–")
-            other = method != reference and len(group) > 0
+            row.append(f"{np.mean(each):.3f}")
+            other = method != reference
             row.append(shown(paired(done, world, view, "NDCG@10", method, reference, group) if other else None, False))
         rows.append(row)
     return markdown(header, rows)

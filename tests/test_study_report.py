@@ -183,7 +183,8 @@ def test_histories_of_many_lengths_are_shown_apart():
     history = [2, 3, 6, 7, 11, 12, 16, 17]
     done = {Cell("long-biased", "dpo", 1): content("long-biased", "dpo", 1, [0] * 8, history=history)}
     titles = [axes.get_title(loc="left") for axes in report_plots.modality(done, "long-biased").axes]
-    assert titles[0] == "histories of 2 to 5 items (2 users)" and len(titles) == 4
+    ranges = ("2 to 3", "6 to 7", "11 to 12", "16 to 17")
+    assert titles == [f"histories of {own} items (2 users)" for own in ranges]
 
 
 # the page
