@@ -21,7 +21,7 @@ from hanorec.data.examples import groups
 from hanorec.errors import exit_on_user_error
 from hanorec.evaluation.ranking import validate
 from hanorec.models.images import CatalogImages, vision_trains
-from hanorec.models.lora import add_dropout, add_lora, lora_options, prepare_for_training
+from hanorec.models.lora import add_dropout, add_lora, freeze_vision, lora_options, prepare_for_training
 from hanorec.models.prompts import Prompts, check_name_history, windows_for
 from hanorec.models.scoring import score
 from hanorec.training.loop import Run
@@ -38,7 +38,7 @@ from hanorec.training.options import (
     SFTOptions,
     apply_protocol,
     cache_folder,
-    check_no_lora_options,
+    check_lora_options,
     example_options,
     parse,
 )
@@ -61,10 +61,12 @@ def main() -> None:
     drawn = example_options(options) | ({} if options.list_candidates else {"candidates": 1, "rejected": 0})
     examples = split_examples(data, "train", windows=windows, cuts=options.cuts, users=options.train_users, **drawn)
     held_out = split_examples(data, "val", users=options.validate_users, rejected=0, **example_options(options))
-    if options.lora == "on" or (options.lora == "auto" and policy.parameters > 20_000_000):
+    lora = options.lora == "on" or (options.lora == "auto" and policy.parameters > 20_000_000)
+    check_lora_options(options, lora)
+    if lora:
         policy = add_lora(policy, **lora_options(options))
-    else:
-        check_no_lora_options(options)
+    elif not options.train_vision:
+        freeze_vision(policy)
     if options.dropout:
         add_dropout(policy, options.dropout)
     images = CatalogImages(

@@ -23,15 +23,16 @@ CATALOGUES: dict[str, Catalogue | None] = {
     "small": Catalogue(warm_per_cell=6, cold_per_cell=2, users=60, cold_users=10, shortest_row=4, longest_row=6),
 }
 
-# SFT starts: catalogue, and options of train_sft.py. Steps of the long ones are what five minutes allow.
+# SFT starts: catalogue, and options of train_sft.py. Steps of the long ones are what five minutes allow. All but those
+# of the toy catalogue's `full` and `small` train the vision tower, too, as every SFT did when they were made.
 _TWENTY = ("--history", "20")
-_LONG_SFT = (*_TWENTY, "--windows", "nested", "--max-steps", "600")
+_LONG_SFT = (*_TWENTY, "--windows", "nested", "--max-steps", "600", "--train-vision")
 _SMALL = ("--max-steps", "4", "--batch-size", "4", "--validate-every", "2", "--validate-users", "6", "--log-every", "1")
 VOCABULARIES = {"words": (), "whole-titles": ("--whole-titles",)}  # --backbone of a real start: data/fit_vocabulary.py
 
 
 REAL_SFT = ("--windows", "nested", "--batch-size", "20", "--validate-users", "934", "--validate-every", "3000",
-            "--log-every", "100")  # fmt: skip
+            "--log-every", "100", "--train-vision")  # fmt: skip
 
 
 def _real(backbone: str, history: int, epochs: int, *more: str) -> tuple[str, tuple[str, ...]]:
@@ -40,7 +41,7 @@ def _real(backbone: str, history: int, epochs: int, *more: str) -> tuple[str, tu
 
 _TWENTY_PASSES = ("--cuts", "5", "--batch-size", "40")  # in 4 epochs
 _EIGHT_PASSES = ("--dropout", "0.1", "--batch-size", "40")
-_EARLY = ("--max-steps", "500", "--windows", "every", "--validate-every", "200")
+_EARLY = ("--max-steps", "500", "--windows", "every", "--validate-every", "200", "--train-vision")
 STARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "full": ("toy", ()),
     "early": ("toy", _EARLY),
@@ -127,7 +128,7 @@ _SOFTMAX = ("--loss", "hanorec-softmax", "--rejected", "15", "--beta", "1")  # w
 _POLICY = ("--negatives", "policy", "--rejected", "4", "--beta", "1")
 SFT_METHODS = {  # options of train_sft.py
     "sft-continued": ("--lora", "on", "--learning-rate", "1e-4"),  # the control: the same adapter, windows and steps
-    "sft-continued-all": ("--lora", "off", "--learning-rate", "1e-4"),
+    "sft-continued-all": ("--lora", "off", "--train-vision", "--learning-rate", "1e-4"),
 }
 MAIN = {  # options of train_dpo.py
     "dpo": ("--loss", "dpo"),

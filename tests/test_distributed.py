@@ -27,7 +27,7 @@ ADAPTER = [*LOG, "--lora-dropout", 0]
 SPLIT = ["--forward-tokens", 150]
 STAGES = {  # batches of 5 over 2 processes: shares of 3 and 2 (or rows of several), unequally many forwards where split
     "sft": ("train_sft", "--output", "HERE/sft", "--data", "DATA", *SHORT, *LOG, "--train-users", 13,
-            "--windows", "nested"),
+            "--windows", "nested", "--train-vision"),
     "lora": ("train_sft", "--output", "HERE/lora", "--data", "DATA", *SHORT, *ADAPTER, *SPLIT, "--lora", "on",
              "--learning-rate", 1e-4),
     "hanorec": ("train_dpo", "--sft", "ONE/sft", "--output", "HERE/hanorec", *SHORT, *ADAPTER),

@@ -22,6 +22,7 @@ from hanorec.data.toy import World, make_toy
 from hanorec.errors import exit_on_user_error
 from hanorec.evaluation.ranking import answer_with_model
 from hanorec.models.backbone import load_backbone
+from hanorec.models.images import LANGUAGE
 from hanorec.models.packing import Prompt
 from hanorec.training.loop import MicroBatch
 from hanorec.training.pairs import PreferencePairs
@@ -57,6 +58,17 @@ def test_sft_trains_and_leaves_a_model_that_hugging_face_loads(script, toy_folde
     AutoModelForImageTextToText.from_pretrained(runs / "sft" / "model")
     AutoProcessor.from_pretrained(runs / "sft" / "model")
     assert [line["step"] for line in log(runs / "sft") if "loss" in line] == [0, 1, 2, 3]
+
+
+def test_the_vision_tower_trains_where_it_is_asked_to(script, toy_folder, runs):
+    assert sft(script, toy_folder, runs, "vision", "--train-vision")[0] == 0
+    before, frozen, trained = (
+        dict(load_backbone(str(name), dtype="float32", device=torch.device("cpu")).model.named_parameters())
+        for name in ("tiny", runs / "sft" / "model", runs / "vision" / "model")
+    )
+    for name, weight in before.items():
+        language = bool(LANGUAGE.search(name))
+        assert weight.equal(frozen[name]) != language and not weight.equal(trained[name]), name
 
 
 def test_two_runs_with_one_seed_give_identical_metrics(script, toy_folder, runs):
@@ -130,7 +142,7 @@ def test_options_of_sft_that_do_not_fit_are_errors(script, toy_folder, runs):
     for message, *more in (
         ["and these are not (every)", "--cuts", 2],
         ["can be cut at 5 places", *nested, 6],
-        ["trains whole", "--merge"],
+        ["trains without one", "--merge"],
         ["has --lora-dropout", "--dropout", 0.1, "--lora", "on"],
     ):
         status, _, errors = sft(script, toy_folder, runs, "nowhere", *more)

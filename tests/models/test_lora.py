@@ -140,8 +140,10 @@ def test_what_does_not_go_with_sharded_weights_is_refused(backbone, monkeypatch)
 
 
 @pytest.fixture
-def adapted(backbone, images):
-    """An adapter whose B is not zero, and a question with two answers."""
+def adapted(backbone, images, monkeypatch):
+    """An adapter whose B is not zero, and a question with two answers. The last MLP computes every position, as it does
+    where activations are computed again: else dropout would fall elsewhere."""
+    monkeypatch.setattr("hanorec.models.scoring.last_mlp", lambda model: None)
     torch.manual_seed(1)
     policy = add_lora(backbone, dropout=0.1)
     for name, parameter in policy.model.named_parameters():

@@ -8,6 +8,7 @@ import torch
 from hanorec.data.dataset import split_examples
 from hanorec.hardness import embed_items, nearest, pair_hardness
 from hanorec.losses import hanorec_loss
+from hanorec.models.backbone import language_model
 from hanorec.models.images import CatalogImages
 from hanorec.models.lora import add_lora
 from hanorec.models.packing import Prompt, pack
@@ -72,6 +73,22 @@ def test_packed_lora_gradients_equal_the_plain_forward(backbone, images, batch):
     )
     assert plain.norm() > 0
     assert (packed - plain).norm() / plain.norm() < 1e-3
+
+
+def test_the_last_mlp_computes_only_where_a_token_is_predicted(backbone, images, batch):
+    """A position is computed once, however many tokens are predicted there; all are where the backward computes the
+    layer again."""
+    prompts, responses = batch
+    seen = []
+    mlp = language_model(backbone.model).layers[-1].mlp
+    mlp.gate_proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[:2].numel()))
+    score(backbone, images, prompts, responses)
+    packed = pack(prompts, responses, pad=backbone.pad, layout=backbone.layout)
+    positions = set(zip(packed.row.tolist(), packed.column.tolist()))
+    assert seen == [len(positions)] and len(positions) < len(packed.row) < packed.input_ids.numel()
+    language_model(backbone.model).layers[-1].gradient_checkpointing = True
+    score(backbone, images, prompts, responses)
+    assert seen[1:] == [packed.input_ids.numel()]
 
 
 def test_a_hanorec_step_equals_the_plain_way(backbone, images, data):

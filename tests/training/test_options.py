@@ -17,7 +17,7 @@ from hanorec.training.options import (
     SFTOptions,
     apply_protocol,
     cache_folder,
-    check_no_lora_options,
+    check_lora_options,
     example_options,
     fill_defaults,
     parse,
@@ -404,10 +404,13 @@ def test_what_would_be_without_effect_or_not_fit_is_refused(call, arguments, mes
 
 
 @pytest.mark.parametrize("arguments", [["--merge"], ["--lora-rank", 32], ["--lora-targets", "all"]])
-def test_a_model_that_trains_whole_has_no_options_of_an_adapter(call, arguments):
-    check_no_lora_options(call(SFTOptions))
+def test_a_model_that_trains_without_lora_has_no_options_of_an_adapter(call, arguments):
+    check_lora_options(call(SFTOptions, "--train-vision"), lora=False)
+    check_lora_options(call(SFTOptions, *arguments), lora=True)
     with pytest.raises(DataError, match=f"{arguments[0]}: is of an adapter"):
-        check_no_lora_options(call(SFTOptions, *arguments))
+        check_lora_options(call(SFTOptions, *arguments), lora=False)
+    with pytest.raises(DataError, match="--train-vision: is of a model that trains without LoRA"):
+        check_lora_options(call(SFTOptions, "--train-vision"), lora=True)
 
 
 def test_cache_folder_is_beside_the_run_unless_given(call):

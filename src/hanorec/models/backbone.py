@@ -207,9 +207,18 @@ def describe(model: Any, processor: Any, name: str = "") -> Backbone:
 
 
 def language_model(model: Any) -> torch.nn.Module:
-    """The language model inside, without its output head."""
-    inner = model.base_model
+    """The language model inside, without its output head. model: a PreTrainedModel, or the PeftModel around one."""
+    inner = (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
     return inner.language_model if hasattr(inner, "language_model") else inner.text_model
+
+
+def last_mlp(model: Any) -> torch.nn.Module | None:
+    """The MLP of the language model's last layer; None where it has another name, or where the backward computes the
+    layer again."""
+    layers = getattr(language_model(model), "layers", None)
+    if not layers or getattr(layers[-1], "gradient_checkpointing", False):
+        return None
+    return getattr(layers[-1], "mlp", None)
 
 
 # the chat format

@@ -1,4 +1,4 @@
-"""What trains: LoRA adapters through PEFT on chosen layers, or all weights; and its dropout.
+"""What trains: LoRA adapters through PEFT on chosen layers, or the language model's weights, or all; and its dropout.
 
 In: a `Backbone`. Out: another one that shares its weights and has a fresh adapter on top; what trains in float32.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from hanorec import distributed
 from hanorec.errors import DataError
 from hanorec.models.backbone import Backbone, language_model
-from hanorec.models.images import vision_trains
+from hanorec.models.images import LANGUAGE, vision_trains
 
 
 def add_lora(
@@ -50,6 +50,16 @@ def add_lora(
     return replace(backbone, model=policy)
 
 
+def freeze_vision(backbone: Backbone) -> None:
+    """Let the language model train alone: the vision tower, and what leads from it to the language model, stay as they
+    are, as in the authors' release. They are kept in float32, too: families expect image features of one type with
+    their embeddings."""
+    for name, parameter in backbone.model.named_parameters():
+        if not LANGUAGE.search(name):
+            parameter.requires_grad_(False)
+            parameter.data = parameter.data.float()
+
+
 def with_shared_weights(model: torch.nn.Module) -> torch.nn.Module:
     """Another model of the same layers over the same tensors. Layers added to it (LoRA's) are no part of the first."""
     return copy.deepcopy(model, memo={id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
@@ -79,8 +89,7 @@ def prepare_for_training(backbone: Backbone, options) -> None:
             raise DataError("--merge does not go with sharded weights (FSDP)")
         if vision_trains(model):
             raise DataError("a vision tower that trains does not go with sharded weights (FSDP)")
-        plain = model.get_base_model() if isinstance(model, PeftModel) else model
-        distributed.shard_weights(model, language_model(plain).layers)  # type: ignore[arg-type]
+        distributed.shard_weights(model, language_model(model).layers)  # type: ignore[arg-type]
     model.train()
 
 

@@ -9,8 +9,8 @@ that predict a response's token, so there are no logits of the prompt or of padd
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from hanorec import distributed
 from hanorec.cache import cached
 from hanorec.data.catalog import content_fingerprint
 from hanorec.losses import perturbed_logits, token_logps
-from hanorec.models.backbone import Backbone
+from hanorec.models.backbone import Backbone, last_mlp
 from hanorec.models.images import CatalogImages
 from hanorec.models.inputs import apart, apart_inputs, packed_inputs
 from hanorec.models.packing import Packed, Prompt, pack
@@ -134,16 +134,43 @@ def batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
 
 
 def logits_at(backbone: Backbone, row: Tensor, column: Tensor, **inputs) -> Tensor:
-    """The model's logits at M positions alone, [M, V]: its output head never sees the others."""
+    """The model's logits at M positions alone, [M, V]: its output head never sees the others. The last layer's MLP does
+    not either, since nothing looks at a position after it but the head."""
+    places = torch.stack([row, column]).unique(dim=1).to(backbone.device)
     row, column = row.to(backbone.device), column.to(backbone.device)
     head = backbone.model.get_output_embeddings()
     handle = head.register_forward_pre_hook(lambda _, hidden: (hidden[0][row, column][None],))
     half = backbone.compute != torch.float32
     try:
-        with torch.autocast(backbone.device.type, backbone.compute) if half else nullcontext():
+        with (
+            only_at(places, last_mlp(backbone.model)),
+            torch.autocast(backbone.device.type, backbone.compute) if half else nullcontext(),
+        ):
             return backbone.model(**inputs).logits[0]
     finally:
         handle.remove()
+
+
+@contextmanager
+def only_at(places: Tensor, module: torch.nn.Module | None) -> Iterator[None]:
+    """Let a module that takes each position by itself, [B, L, width] -> [B, L, width], compute P of them and give zeros
+    at the others. places: [2, P], the sequence and the column of each."""
+    shape = torch.Size()
+
+    def select(_, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        nonlocal shape
+        shape = inputs[0].shape
+        return (inputs[0][tuple(places)][None],)
+
+    def put_back(_, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return output.new_zeros(shape).index_put(tuple(places), output[0])
+
+    hooks = [module.register_forward_pre_hook(select), module.register_forward_hook(put_back)] if module else []
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def pack_for(

@@ -81,7 +81,13 @@ class ModelOptions:
     )
     remote_code: bool = switch(False, "run Python files that come with a checkpoint; only for those that you trust")
     lora: Literal["auto", "on", "off"] = option(
-        "auto", "train LoRA adapters or all weights; auto trains all weights below 20 million parameters"
+        "auto",
+        "train LoRA adapters, or the weights themselves (off); auto trains the weights below 20 million parameters",
+    )
+    train_vision: bool = switch(
+        False,
+        "without LoRA: also train the vision tower and what leads from it to the language model; frozen, as in the "
+        "authors' release, every image is encoded once",
     )
 
 
@@ -437,12 +443,14 @@ def _check_effect(options: DPOOptions) -> None:
             raise DataError(f"--{name.replace('_', '-')} {given}: {why}")
 
 
-def check_no_lora_options(options: SFTOptions) -> None:
-    """Errors: DataError for an option of an adapter, where a model trains whole."""
+def check_lora_options(options: SFTOptions, lora: bool) -> None:
+    """Errors: DataError for an option of adapters where weights train without them, and the other way round."""
     usual = SFTOptions()
-    for name in (field.name for field in fields(LoraOptions)):
+    if lora and options.train_vision:
+        raise DataError("--train-vision: is of a model that trains without LoRA, which has --lora-targets all")
+    for name in (field.name for field in fields(LoraOptions) if not lora):
         if getattr(options, name) != getattr(usual, name):
-            raise DataError(f"--{name.replace('_', '-')}: is of an adapter, and this model trains whole, without one")
+            raise DataError(f"--{name.replace('_', '-')}: is of an adapter, and this model trains without one")
 
 
 def draws_of_negatives(options: DPOOptions) -> int:
