@@ -28,7 +28,7 @@ from hanorec.losses import hanorec_loss, response_logps
 from hanorec.models import scoring
 from hanorec.models.backbone import load_backbone
 from hanorec.models.images import CatalogImages
-from hanorec.models.lora import add_lora
+from hanorec.models.lora import add_lora, freeze_vision
 from hanorec.models.packing import Packed, pack
 from hanorec.models.prompts import Prompts
 from hanorec.models.scoring import batches, score
@@ -131,7 +131,9 @@ def set_up(args: argparse.Namespace) -> SimpleNamespace:
     backbone = load_backbone(args.backbone, dtype="float32", device=torch.device("cpu"))
     full = args.work == "sft" and args.backbone == "tiny"  # as train_sft.py does
     begun = time.perf_counter()
-    images = CatalogImages(backbone, files, frozen=args.side == "ours" and not full, progress=False)
+    if full:
+        freeze_vision(backbone)
+    images = CatalogImages(backbone, files, frozen=args.side == "ours", progress=False)
     facts = {"seconds_an_image": (time.perf_counter() - begun) / len(used), "parameters": backbone.parameters}
     prompts = Prompts(backbone, images, data.catalog.titles, "next", list_candidates=True)
     if args.work == "rank":

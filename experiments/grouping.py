@@ -46,6 +46,7 @@ def main() -> None:
     data = open_dataset(args.data)
     number = round(args.share * len(windows(data.train, which="every")[0]))
     of_one = ["--data", args.data, "--backbone", args.backbone, "--train-users", str(number), "--epochs", "1"]
+    of_one += ["--train-vision"]  # as all SFT did when the cells were made
     args.results.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
         for order in ORDERS:

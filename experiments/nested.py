@@ -46,7 +46,7 @@ from hanorec.losses import hanorec_loss
 from hanorec.models import tiny
 from hanorec.models.backbone import Backbone, load_backbone
 from hanorec.models.images import CatalogImages
-from hanorec.models.lora import add_lora
+from hanorec.models.lora import add_lora, freeze_vision
 from hanorec.models.prompts import Prompts
 from hanorec.models.scoring import batches, score
 
@@ -72,13 +72,15 @@ def main() -> None:
     torch.manual_seed(0)
     data = open_dataset(args.data)
     base = load_backbone(args.backbone, dtype="float32", device=torch.device("cpu"))
-    full = base.parameters < 20_000_000  # as train_sft.py does: all weights train
+    full = base.parameters < 20_000_000  # as train_sft.py does: the language model trains whole
+    if full:
+        freeze_vision(base)
     found: dict = {"parameters": base.parameters, "history": args.history, "works": {}, "growth": {}}
     for work in ("sft", "hanorec"):
         policy = base if full and work == "sft" else add_lora(base)
         policy.model.train()
         row = chunk(data, args.history)
-        steps = ways(policy, data, row, work, args, frozen=not (full and work == "sft"))
+        steps = ways(policy, data, row, work, args)
         turns = {name: (here(step), targets) for name, (step, targets) in steps.items()}
         if work == "hanorec" and args.trl_python:
             turns["TRL"] = in_trl(data, args)
@@ -104,14 +106,14 @@ def drawn_windows(data: Dataset, history: int, number: int) -> list[Example]:
 
 
 def ways(
-    policy: Backbone, data: Dataset, row: list[Example], work: str, args: argparse.Namespace, *, frozen: bool
+    policy: Backbone, data: Dataset, row: list[Example], work: str, args: argparse.Namespace
 ) -> dict[str, tuple[Step, int]]:
     """A step of each way, and how many targets it has."""
     windows = drawn_windows(data, args.history, args.windows or args.history)
     targets = {"plain": windows, "five": drawn_windows(data, 5, args.history), "windows": windows, "nested": row}
     used = {item for examples in targets.values() for example in examples for item in example.history}
     files = [path if item in used else None for item, path in enumerate(data.catalog.images)]
-    once = CatalogImages(policy, files, frozen=frozen, progress=False)
+    once = CatalogImages(policy, files, frozen=True, progress=False)
     live = CatalogImages(policy, files, frozen=False, progress=False)
     made, plain_prompts = (
         Prompts(policy, images, data.catalog.titles, "next", list_candidates=False) for images in (once, live)

@@ -23,8 +23,8 @@ CATALOGUES: dict[str, Catalogue | None] = {
     "small": Catalogue(warm_per_cell=6, cold_per_cell=2, users=60, cold_users=10, shortest_row=4, longest_row=6),
 }
 
-# SFT starts: catalogue, and options of train_sft.py. Steps of the long ones are what five minutes allow. All but those
-# of the toy catalogue's `full` and `small` train the vision tower, too, as every SFT did when they were made.
+# SFT starts: catalogue, and options of train_sft.py. Steps of the long ones are what five minutes allow. All but `full`
+# and `small` train the vision tower, too, as every SFT did when their cells were made.
 _TWENTY = ("--history", "20")
 _LONG_SFT = (*_TWENTY, "--windows", "nested", "--max-steps", "600", "--train-vision")
 _SMALL = ("--max-steps", "4", "--batch-size", "4", "--validate-every", "2", "--validate-users", "6", "--log-every", "1")
@@ -44,6 +44,7 @@ _EIGHT_PASSES = ("--dropout", "0.1", "--batch-size", "40")
 _EARLY = ("--max-steps", "500", "--windows", "every", "--validate-every", "200", "--train-vision")
 STARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "full": ("toy", ()),
+    "full-vision": ("toy", ("--train-vision",)),
     "early": ("toy", _EARLY),
     "biased": ("exchanged", _EARLY),
     "long-unbiased": ("long", _LONG_SFT),
@@ -99,6 +100,7 @@ _WHOLE = ("sft", "sft-continued", "dpo", "hanorec-paper", "hanorec-calibrated") 
 _WHOLE_15 = (*_WHOLE, "s-dpo-15", "hanorec-15-calibrated")
 WORLDS = {
     "toy": World("full", "toy", 4000, _test_and_cold("toy"), methods=_WHOLE),
+    "toy-vision": World("full-vision", "toy", 4000, _test_and_cold("toy"), methods=_WHOLE),
     "early": World("early", "toy", 4000, _test_and_cold("toy")),
     "biased": World("biased", "toy", 4000, _test_and_cold("toy")),
     "long-biased": World("long-biased", "long", 2000, _test_and_cold("long"), _TWENTY),
