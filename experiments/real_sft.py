@@ -127,7 +127,9 @@ def tables(results: Path) -> str:
 
 def options_of(name: str) -> str:
     """Options of train_sft.py that tell a setting from the others."""
-    return "`" + " ".join(STARTS[name][1][len(REAL_SFT) :]) + "`"
+    options = STARTS[name][1]
+    frozen = "--train-vision" not in options
+    return "`" + " ".join(options[len(REAL_SFT) - frozen :]) + "`" + frozen * " without `--train-vision`"
 
 
 def trial_row(name: str, cells: list[dict]) -> list[str]:

@@ -31,12 +31,13 @@ _SMALL = ("--max-steps", "4", "--batch-size", "4", "--validate-every", "2", "--v
 VOCABULARIES = {"words": (), "whole-titles": ("--whole-titles",)}  # --backbone of a real start: data/fit_vocabulary.py
 
 
-REAL_SFT = ("--windows", "nested", "--batch-size", "20", "--validate-users", "934", "--validate-every", "3000",
-            "--log-every", "100", "--train-vision")  # fmt: skip
+_FROZEN = ("--windows", "nested", "--batch-size", "20", "--validate-users", "934", "--validate-every", "3000",
+           "--log-every", "100")  # fmt: skip
+REAL_SFT = (*_FROZEN, "--train-vision")
 
 
-def _real(backbone: str, history: int, epochs: int, *more: str) -> tuple[str, tuple[str, ...]]:
-    return REAL, (*REAL_SFT, "--backbone", backbone, "--history", str(history), "--epochs", str(epochs), *more)
+def _real(backbone: str, history: int, epochs: int, *more: str, options=REAL_SFT) -> tuple[str, tuple[str, ...]]:
+    return REAL, (*options, "--backbone", backbone, "--history", str(history), "--epochs", str(epochs), *more)
 
 
 _TWENTY_PASSES = ("--cuts", "5", "--batch-size", "40")  # in 4 epochs
@@ -68,6 +69,7 @@ SFT_TRIALS = {  # of SFT on real data, measured on validation users alone
     "ml-100k-cuts-dropout-0.2": _real("whole-titles", 20, 1, "--cuts", "8", "--batch-size", "40", "--dropout", "0.2"),
     "ml-100k-long-dropout-0.15": _real("whole-titles", 20, 4, *_TWENTY_PASSES, "--dropout", "0.15"),
     "ml-100k-titles-8": _real("whole-titles", 20, 8),
+    "ml-100k-frozen": _real("whole-titles", 20, 1, "--cuts", "8", *_EIGHT_PASSES, options=_FROZEN),
 }
 STARTS |= SFT_TRIALS
 
