@@ -213,12 +213,13 @@ def language_model(model: Any) -> torch.nn.Module:
 
 
 def last_mlp(model: Any) -> torch.nn.Module | None:
-    """The MLP of the language model's last layer; None where it has another name, or where the backward computes the
-    layer again."""
+    """The MLP of the language model's last layer; None where it has another name or chooses experts (some of these give
+    more than a tensor), and where the backward computes the layer again."""
     layers = getattr(language_model(model), "layers", None)
     if not layers or getattr(layers[-1], "gradient_checkpointing", False):
         return None
-    return getattr(layers[-1], "mlp", None)
+    mlp = getattr(layers[-1], "mlp", None)
+    return None if hasattr(mlp, "experts") else mlp
 
 
 # the chat format
