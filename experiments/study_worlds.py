@@ -23,10 +23,11 @@ CATALOGUES: dict[str, Catalogue | None] = {
     "small": Catalogue(warm_per_cell=6, cold_per_cell=2, users=60, cold_users=10, shortest_row=4, longest_row=6),
 }
 
-# SFT starts: catalogue, and options of train_sft.py. Steps of the long ones are what five minutes allow. All but `full`
-# and `small` train the vision tower, too, as every SFT did when their cells were made.
+# SFT starts: catalogue, and options of train_sft.py. Steps of the long ones are what five minutes allow. All but `full`,
+# `long-frozen` and `small` train the vision tower, too, as every SFT did when their cells were made.
 _TWENTY = ("--history", "20")
-_LONG_SFT = (*_TWENTY, "--windows", "nested", "--max-steps", "600", "--train-vision")
+_LONG_FROZEN = (*_TWENTY, "--windows", "nested", "--max-steps", "600")
+_LONG_SFT = (*_LONG_FROZEN, "--train-vision")
 _SMALL = ("--max-steps", "4", "--batch-size", "4", "--validate-every", "2", "--validate-users", "6", "--log-every", "1")
 VOCABULARIES = {"words": (), "whole-titles": ("--whole-titles",)}  # --backbone of a real start: data/fit_vocabulary.py
 
@@ -49,6 +50,7 @@ STARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "early": ("toy", _EARLY),
     "biased": ("exchanged", _EARLY),
     "long-unbiased": ("long", _LONG_SFT),
+    "long-frozen": ("long", _LONG_FROZEN),
     "long-biased": ("long-exchanged", _LONG_SFT),
     "small": ("small", _SMALL),
     "ml-100k-20": _real("whole-titles", 20, 1, "--cuts", "8", *_EIGHT_PASSES),
@@ -107,6 +109,7 @@ WORLDS = {
     "biased": World("biased", "toy", 4000, _test_and_cold("toy")),
     "long-biased": World("long-biased", "long", 2000, _test_and_cold("long"), _TWENTY),
     "long-unbiased": World("long-unbiased", "long", 2000, _test_and_cold("long"), _TWENTY, methods=_WHOLE),
+    "long-frozen": World("long-frozen", "long", 2000, _test_and_cold("long"), _TWENTY, methods=_WHOLE),
     # 95 of 100 negatives are of another theme and style; `near` ranks the target among items that share one of the two.
     "hard": World(
         "early", "toy", 4000,
