@@ -188,7 +188,7 @@ CHOSEN: dict[str, tuple[str, ...]] = {  # pairs learn best at the default, 1e-4,
         for method in ("sft-continued", *MAIN, *SENSITIVITY)
         if method not in ("s-dpo-15", "hanorec-15-calibrated")
     },
-    **{f"long-unbiased/{method}": _MIDDLE for method in _WHOLE[1:]},
+    **{f"{world}/{method}": _MIDDLE for world in ("long-unbiased", "long-frozen") for method in _WHOLE[1:]},
     **{f"{world}/sft-continued": _MIDDLE for world in (REAL, "ml-100k-early")},
     **{
         f"{world}/{method}": _SLOW
