@@ -23,8 +23,8 @@ CATALOGUES: dict[str, Catalogue | None] = {
     "small": Catalogue(warm_per_cell=6, cold_per_cell=2, users=60, cold_users=10, shortest_row=4, longest_row=6),
 }
 
-# SFT starts: catalogue, and options of train_sft.py. Steps of the long ones are what five minutes allow. All but `full`,
-# `long-frozen` and `small` train the vision tower, too, as every SFT did when their cells were made.
+# SFT starts: catalogue, and options of train_sft.py. Steps of the long ones are what five minutes allow. All but
+# `full`, `long-frozen` and `small` train the vision tower, too, as every SFT did when their cells were made.
 _TWENTY = ("--history", "20")
 _LONG_FROZEN = (*_TWENTY, "--windows", "nested", "--max-steps", "600")
 _LONG_SFT = (*_LONG_FROZEN, "--train-vision")

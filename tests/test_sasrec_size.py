@@ -1,4 +1,5 @@
-"""experiments/sasrec_size.py: the network that it makes larger is SASRec as it begins."""
+"""experiments/sasrec_size.py: the network that it makes larger is SASRec as it begins. small_backbone.py: a language
+model as small as SASRec is one that SFT takes."""
 
 from __future__ import annotations
 
@@ -10,8 +11,11 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "experiments"))
 
 import sasrec_size
+import small_backbone
 
 from hanorec.evaluation.recommenders import SASRec, Settings
+from hanorec.models import tiny
+from hanorec.models.backbone import language_model, load_backbone
 
 
 def test_without_a_change_of_size_it_is_sasrec():
@@ -35,3 +39,12 @@ def test_a_step_has_the_size_that_it_says():
     layer = network.layers.layers[0]
     assert len(network.layers.layers) == 4 and layer.self_attn.num_heads == 6
     assert layer.linear1.weight.shape == (512, 192) and network.items.weight.shape == (10, 192)
+
+
+def test_a_backbone_as_small_as_sasrec_loads_with_the_vocabulary_of_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["", "--like", str(tiny.PRETRAINED), "--output", str(tmp_path / "small")])
+    small_backbone.main()
+    backbone = load_backbone(str(tmp_path / "small"), dtype="float32", device=torch.device("cpu"))
+    layers = language_model(backbone.model).layers
+    assert (backbone.width, len(layers)) == (Settings().width, Settings().layers)
+    assert backbone.tokens("Comet") == load_backbone("tiny").tokens("Comet")

@@ -1,0 +1,47 @@
+#!/usr/bin/env python3
+"""Make a SmolVLM whose language model is as small as SASRec: two layers of width 64.
+
+    python experiments/small_backbone.py --like runs/tiny-ml-100k --output runs/small-ml-100k
+    python train_sft.py --data DIR --backbone runs/small-ml-100k --item-view title --windows nested --history 20 ...
+
+The other way round from sasrec_size.py: SFT as it is, of a language model that is no larger than SASRec. Vocabulary and
+processor are those of another checkpoint of this family; all weights are random (seed 0).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from transformers import AutoProcessor, SmolVLMConfig, SmolVLMForConditionalGeneration
+
+from hanorec.errors import DataError, exit_on_user_error
+
+SIZE = dict(
+    hidden_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=32,
+    intermediate_size=128, initializer_range=0.02,
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--like", type=Path, required=True, metavar="DIR", help="checkpoint with the vocabulary")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the new checkpoint")
+    args = parser.parse_args()
+    if args.output.exists():
+        raise DataError(f"{args.output}: exists already")
+    config = SmolVLMConfig.from_pretrained(args.like)
+    for name, value in SIZE.items():
+        setattr(config.text_config, name, value)
+    torch.manual_seed(0)
+    model = SmolVLMForConditionalGeneration(config)
+    model.save_pretrained(args.output)
+    AutoProcessor.from_pretrained(args.like).save_pretrained(args.output)
+    layers = sum(weight.numel() for name, weight in model.named_parameters() if "text_model.layers" in name)
+    print(f"made {args.output}: {layers:,} weights in the language model's layers")
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()
