@@ -130,9 +130,9 @@ def set_up(args: argparse.Namespace) -> SimpleNamespace:
     files = [path if item in used else None for item, path in enumerate(data.catalog.images)]
     backbone = load_backbone(args.backbone, dtype="float32", device=torch.device("cpu"))
     full = args.work == "sft" and args.backbone == "tiny"  # as train_sft.py does
-    begun = time.perf_counter()
     if full:
         freeze_vision(backbone)
+    begun = time.perf_counter()
     images = CatalogImages(backbone, files, frozen=args.side == "ours", progress=False)
     facts = {"seconds_an_image": (time.perf_counter() - begun) / len(used), "parameters": backbone.parameters}
     prompts = Prompts(backbone, images, data.catalog.titles, "next", list_candidates=True)

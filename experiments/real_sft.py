@@ -105,7 +105,7 @@ def tables(results: Path) -> str:
     cells = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))]
     if not cells:
         raise DataError(f"{results}: no cells; the script makes them with --data")
-    common = " ".join(REAL_SFT)
+    common = " ".join((*REAL_SFT, "--train-vision"))
     parts = [
         "Written by `python experiments/real_sft.py --table`. CPU minutes are of one thread, training alone. "
         f"All with `{common}`; `words` and `whole-titles` are vocabularies of `data/fit_vocabulary.py`."
@@ -127,9 +127,10 @@ def tables(results: Path) -> str:
 
 def options_of(name: str) -> str:
     """Options of train_sft.py that tell a setting from the others."""
-    options = STARTS[name][1]
-    frozen = "--train-vision" not in options
-    return "`" + " ".join(options[len(REAL_SFT) - frozen :]) + "`" + frozen * " without `--train-vision`"
+    own = STARTS[name][1][len(REAL_SFT) :]
+    trained = "--train-vision" in own
+    shown = " ".join(option for option in own if option != "--train-vision")
+    return f"`{shown}`" + ("" if trained else " without `--train-vision`")
 
 
 def trial_row(name: str, cells: list[dict]) -> list[str]:

@@ -32,13 +32,14 @@ _SMALL = ("--max-steps", "4", "--batch-size", "4", "--validate-every", "2", "--v
 VOCABULARIES = {"words": (), "whole-titles": ("--whole-titles",)}  # --backbone of a real start: data/fit_vocabulary.py
 
 
-_FROZEN = ("--windows", "nested", "--batch-size", "20", "--validate-users", "934", "--validate-every", "3000",
-           "--log-every", "100")  # fmt: skip
-REAL_SFT = (*_FROZEN, "--train-vision")
+REAL_SFT = ("--windows", "nested", "--batch-size", "20", "--validate-users", "934", "--validate-every", "3000",
+            "--log-every", "100")  # fmt: skip
 
 
-def _real(backbone: str, history: int, epochs: int, *more: str, options=REAL_SFT) -> tuple[str, tuple[str, ...]]:
-    return REAL, (*options, "--backbone", backbone, "--history", str(history), "--epochs", str(epochs), *more)
+def _real(
+    backbone: str, history: int, epochs: int, *more: str, vision: tuple[str, ...] = ("--train-vision",)
+) -> tuple[str, tuple[str, ...]]:
+    return REAL, (*REAL_SFT, *vision, "--backbone", backbone, "--history", str(history), "--epochs", str(epochs), *more)
 
 
 _TWENTY_PASSES = ("--cuts", "5", "--batch-size", "40")  # in 4 epochs
@@ -71,7 +72,7 @@ SFT_TRIALS = {  # of SFT on real data, measured on validation users alone
     "ml-100k-cuts-dropout-0.2": _real("whole-titles", 20, 1, "--cuts", "8", "--batch-size", "40", "--dropout", "0.2"),
     "ml-100k-long-dropout-0.15": _real("whole-titles", 20, 4, *_TWENTY_PASSES, "--dropout", "0.15"),
     "ml-100k-titles-8": _real("whole-titles", 20, 8),
-    "ml-100k-frozen": _real("whole-titles", 20, 1, "--cuts", "8", *_EIGHT_PASSES, options=_FROZEN),
+    "ml-100k-frozen": _real("whole-titles", 20, 1, "--cuts", "8", *_EIGHT_PASSES, vision=()),
 }
 STARTS |= SFT_TRIALS
 

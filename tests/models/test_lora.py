@@ -133,8 +133,11 @@ def test_dropout_of_a_model_that_trains_whole(backbone, images):
 
 def test_what_does_not_go_with_sharded_weights_is_refused(backbone, monkeypatch):
     monkeypatch.setattr("hanorec.distributed.is_sharded", lambda: True)
+    plain = SimpleNamespace(gradient_checkpointing=False, merge=False)
     with pytest.raises(DataError, match="a vision tower that trains does not go with sharded weights"):
-        prepare_for_training(backbone, SimpleNamespace(gradient_checkpointing=False, merge=False))
+        prepare_for_training(add_lora(backbone, targets="all"), plain)
+    with pytest.raises(DataError, match="training without LoRA does not go with sharded weights"):
+        prepare_for_training(backbone, plain)
     with pytest.raises(DataError, match="--merge does not go with sharded weights"):
         prepare_for_training(add_lora(backbone), SimpleNamespace(gradient_checkpointing=False, merge=True))
 

@@ -87,6 +87,8 @@ def prepare_for_training(backbone: Backbone, options) -> None:
     if distributed.is_sharded():
         if options.merge:
             raise DataError("--merge does not go with sharded weights (FSDP)")
+        if not isinstance(model, PeftModel):  # the rank that saves has whole only what trains
+            raise DataError("training without LoRA does not go with sharded weights (FSDP)")
         if vision_trains(model):
             raise DataError("a vision tower that trains does not go with sharded weights (FSDP)")
         distributed.shard_weights(model, language_model(model).layers)  # type: ignore[arg-type]
