@@ -32,7 +32,7 @@ from hanorec.evaluation.paired import paired_difference
 from hanorec.evaluation.report import markdown
 
 VIEWS = {"image": "image", "description": "description", "both": "image and description", "title": "nothing"}
-STARTS_OF = {"toy": "full", REAL: "ml-100k-20"}  # of the study: what SFT is like
+STARTS_OF = {"toy": "full-every", REAL: "ml-100k-20"}  # of the study: what SFT is like
 SPLITS = {"toy": ("test", "cold"), REAL: ("test",)}
 
 

@@ -24,7 +24,8 @@ CATALOGUES: dict[str, Catalogue | None] = {
 }
 
 # SFT starts: catalogue, and options of train_sft.py. Steps of the long ones are what five minutes allow. All but
-# `full`, `long-frozen` and `small` train the vision tower, too, as every SFT did when their cells were made.
+# `full`, `full-every`, `long-frozen` and `small` train the vision tower, too, as every SFT did when their cells were
+# made. Those of the toy catalogue that read windows one by one are from when that was the default.
 _TWENTY = ("--history", "20")
 _LONG_FROZEN = (*_TWENTY, "--windows", "nested", "--max-steps", "600")
 _LONG_SFT = (*_LONG_FROZEN, "--train-vision")
@@ -47,7 +48,8 @@ _EIGHT_PASSES = ("--dropout", "0.1", "--batch-size", "40")
 _EARLY = ("--max-steps", "500", "--windows", "every", "--validate-every", "200", "--train-vision")
 STARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "full": ("toy", ()),
-    "full-vision": ("toy", ("--train-vision",)),
+    "full-every": ("toy", ("--windows", "every")),
+    "full-vision": ("toy", ("--windows", "every", "--train-vision")),
     "early": ("toy", _EARLY),
     "biased": ("exchanged", _EARLY),
     "long-unbiased": ("long", _LONG_SFT),

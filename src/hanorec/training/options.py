@@ -23,7 +23,7 @@ Task = Literal["next", "top3", "yesno"]
 Protocol = Literal["standard", "release"]
 ItemView = Literal["image", "description", "both", "title"]
 MODALITIES = ("full", "blank", "shuffled", "no-titles")
-STANDARD = {"candidates": 20, "list_candidates": False, "windows": "every"}  # where no protocol fixes another value
+STANDARD = {"candidates": 20, "list_candidates": False, "windows": "nested"}  # where no protocol fixes another value
 
 
 @dataclass
@@ -57,9 +57,10 @@ class DataOptions:
     )
     windows: Optional[Literal["nested", "every", "last"]] = option(
         None,
-        "train on all windows of a user's row, read one by one (every) or many in one forward (nested: a row is cut "
-        "into chunks of --history items and a target, and every position of a chunk is predicted from those before "
-        "it), or on the last one only, as the paper does (default: every; protocol release: last)",
+        "train on all windows of a user's row, many in one forward (nested: a row is cut into chunks of --history "
+        "items and a target, and every position of a chunk is predicted from those before it) or one by one (every), "
+        "or on the last one only, as the paper does (default: nested, and every for a backbone that cannot; protocol "
+        "release: last)",
     )
     train_users: Optional[int] = option(
         None, "number of windows to train on, drawn by the seed (default: all)", least=1
