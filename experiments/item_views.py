@@ -7,8 +7,8 @@
     python experiments/item_views.py --table                 writes experiments/results/item-views.md
 
 In place of pictures stand captions, as in MLLMRec (arXiv 2508.15304), which data/describe_items.py lets a backbone
-write once. A cell (catalogue, view, seed) is a run of train_sft.py on one thread, with the options of the study's fully
-trained start, and evaluate.py on test users and, on the toy catalogue, on those whose histories were never seen in
+write once. A cell (catalogue, view, seed) is a run of train_sft.py on one thread, with the options of a fully trained
+start of the study, and evaluate.py on test users and, on the toy catalogue, on those whose histories were never seen in
 training. Its result is one JSON file in --results; a cell whose file is there is skipped.
 """
 

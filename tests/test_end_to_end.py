@@ -140,7 +140,7 @@ def test_a_run_does_not_replace_what_it_starts_from(script, toy_folder, tmp_path
 def test_options_of_sft_that_do_not_fit_are_errors(script, toy_folder, runs):
     nested = ["--windows", "nested", "--cuts"]
     for message, *more in (
-        ["and these are not (every)", "--cuts", 2],
+        ["and these are not (every)", "--windows", "every", "--cuts", 2],
         ["can be cut at 5 places", *nested, 6],
         ["trains without one", "--merge"],
         ["has --lora-dropout", "--dropout", 0.1, "--lora", "on"],

@@ -75,7 +75,7 @@ def test_without_arguments_every_option_has_its_default(call, kind):
 
 def test_defaults_of_the_two_stages_and_of_evaluation(call):
     sft, dpo, evaluation = (call(kind) for kind in KINDS)
-    assert (sft.epochs, sft.learning_rate, sft.windows, sft.output) == (2.0, 1e-3, None, "runs/sft")
+    assert (sft.epochs, sft.learning_rate, sft.windows, sft.output) == (1.5, 1e-3, None, "runs/sft")
     assert (dpo.epochs, dpo.learning_rate, dpo.windows, dpo.output) == (1.0, 1e-4, "last", "runs/hanorec")
     assert (sft.task, sft.protocol, sft.candidates, sft.list_candidates) == ("next", "standard", None, None)
     assert (dpo.task, dpo.protocol, dpo.candidates, dpo.list_candidates) == (None, None, None, None)

@@ -164,7 +164,7 @@ class CheckpointOptions:
 
 @dataclass
 class SFTOptimizationOptions(OptimizationOptions):
-    epochs: float = option(2.0, "passes over the training windows", least=0)
+    epochs: float = option(1.5, "passes over the training windows", least=0)
     learning_rate: float = option(
         1e-3, "peak of AdamW's learning rate; the paper's 0.0001 suits LoRA on a large model", least=0
     )
