@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""What SFT of the tiny backbone learns on a real dataset, in the time that a user has.
+"""What SFT of the tiny backbone, and of a smaller one, learns on a real dataset, in the time that a user has.
 
     python experiments/real_sft.py --data DIR --list              every cell and its state
     python experiments/real_sft.py --data DIR --trials            settings, on validation users alone
-    python experiments/real_sft.py --data DIR --seeds 1 2 3       the chosen setting, on test users, once
+    python experiments/real_sft.py --data DIR --seeds 1 2 3       the chosen settings, on test users, once
     python experiments/real_sft.py --table                        writes experiments/results/real-sft.md
 
 Settings are those SFT starts of study_worlds.py that are of the real dataset; study.py trains on from the chosen ones.
-A cell (setting, seed) is a run of train_sft.py on one thread and, if it is no trial, one of evaluate.py: the model with
-true, grey and exchanged images, popularity, item co-occurrence and a SASRec trained on the same rows. Its result is one
-JSON file in --results, written when the cell is done; a cell whose file is there is skipped. Nothing of the dataset's
-titles, images or users' rows is written into it, only where each user's next item came.
+A cell (setting, seed) is a run of train_sft.py on one thread and, if it is no trial, one of evaluate.py: the model
+(where it sees images, with true, grey and exchanged ones), popularity, item co-occurrence and a SASRec trained on the same
+rows. Its result is one JSON file in --results, written when the cell is done; a cell whose file is there is skipped.
+Nothing of the dataset's titles, images or users' rows is written into it, only where each user's next item came.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from hanorec.errors import DataError, exit_on_user_error
 from hanorec.evaluation.paired import paired_difference
 from hanorec.evaluation.report import markdown
 
-CHOSEN = ["ml-100k-20", "ml-100k-5"]
+CHOSEN = ["ml-100k-20", "ml-100k-5", "ml-100k-small"]
 SETTINGS = [*SFT_TRIALS, *CHOSEN]
 
 
@@ -71,7 +71,7 @@ def run_cell(name: str, seed: int, runs: Path, scripts: Scripts) -> dict:
         raise DataError(f"{name}, seed {seed}: {start['failed']}")
     run, content = start_folder(name, seed, runs), {"setting": name, "seed": seed, **start}
     if name not in SFT_TRIALS:
-        evaluation = evaluation_command(run, runs)
+        evaluation = evaluation_command(name, run, runs)
         try:
             seconds = scripts.run(evaluation, run.with_suffix(".test.log"))
         except Failed as error:
@@ -80,10 +80,11 @@ def run_cell(name: str, seed: int, runs: Path, scripts: Scripts) -> dict:
     return content | {"command": " ".join(start_command(name, seed, runs))} | course(run)
 
 
-def evaluation_command(run: Path, runs: Path) -> list[str]:
-    """evaluate.py: the model with true, grey and exchanged images, and what knows items by number alone."""
+def evaluation_command(name: str, run: Path, runs: Path) -> list[str]:
+    """evaluate.py: the model, with grey and exchanged images too if it sees any, and what knows items by number."""
     places = ["--runs", str(run), "--data", str(runs / "data" / REAL), "--cache", str(runs / "cache")]
-    views = ["--split", "test", "--modality", "full", "blank", "shuffled"]
+    sees = ["full"] if "title" in STARTS[name][1] else ["full", "blank", "shuffled"]
+    views = ["--split", "test", "--modality", *sees]
     return ["evaluate.py", *places, *views, "--baselines", "popularity", "co-occurrence", "sasrec"]
 
 
@@ -108,7 +109,8 @@ def tables(results: Path) -> str:
     common = " ".join((*REAL_SFT, "--train-vision"))
     parts = [
         "Written by `python experiments/real_sft.py --table`. CPU minutes are of one thread, training alone. "
-        f"All with `{common}`; `words` and `whole-titles` are vocabularies of `data/fit_vocabulary.py`."
+        f"All with `{common}`; `words` and `whole-titles` are vocabularies of `data/fit_vocabulary.py`, and `small` is "
+        "made by `small_backbone.py`."
     ]
     of = {name: [cell for cell in cells if cell["setting"] == name] for name in SETTINGS}
     rows = [trial_row(name, of[name]) for name in SFT_TRIALS if of[name]]

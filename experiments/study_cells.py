@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from study_worlds import (
+    BACKBONES,
     CATALOGUES,
     CHOSEN,
     METHODS,
@@ -28,7 +29,6 @@ from study_worlds import (
     SENSITIVITY,
     SFT_METHODS,
     STARTS,
-    VOCABULARIES,
     WORLDS,
 )
 
@@ -98,13 +98,13 @@ def start_folder(start: str, seed: int, folder: Path) -> Path:
 def start_command(start: str, seed: int, folder: Path) -> list[str]:
     """train_sft.py for a start. folder: where runs and catalogues are kept."""
     catalogue, options = STARTS[start]
-    options = tuple(str(fitted_folder(name, folder)) if name in VOCABULARIES else name for name in options)
+    options = tuple(str(fitted_folder(name, folder)) if name in BACKBONES else name for name in options)
     return ["train_sft.py", *_places(folder / "data" / catalogue, start_folder(start, seed, folder), seed), *options]
 
 
-def fitted_folder(vocabulary: str, folder: Path) -> Path:
-    """Where the tiny backbone with a vocabulary of the real dataset's words or titles is kept."""
-    return folder / "data" / f"tiny-{vocabulary}"
+def fitted_folder(backbone: str, folder: Path) -> Path:
+    """Where one of `BACKBONES`, with a vocabulary of the real dataset's words or titles, is kept."""
+    return folder / "data" / f"tiny-{backbone}"
 
 
 def train_command(cell: Cell, folder: Path) -> list[str]:

@@ -35,7 +35,7 @@ from study_cells import (
     train_command,
     view_commands,
 )
-from study_worlds import CATALOGUES, VOCABULARIES, WORLDS
+from study_worlds import CATALOGUES, SMALL_BACKBONE, VOCABULARIES, WORLDS
 
 from hanorec.data.catalog import content_fingerprint
 from hanorec.data.toy import make_toy
@@ -110,7 +110,7 @@ def make_catalogues(names: Iterable[str], folder: Path, real: Path | None = None
 
 
 def use_real(place: Path, real: Path | None, folder: Path) -> None:
-    """Link a real dataset's folder to its place, and make the backbones of `VOCABULARIES` for it."""
+    """Link a real dataset's folder to its place, and make the `BACKBONES` with its vocabulary."""
     if real is None and not place.is_dir():
         raise DataError(f"--data: where is the dataset {place.name}? It is not part of this repository")
     if real is not None:
@@ -130,6 +130,10 @@ def use_real(place: Path, real: Path | None, folder: Path) -> None:
                 *options,
             ]
             subprocess.run(script, check=True)
+    small, like = (fitted_folder(name, folder) for name in (SMALL_BACKBONE, "whole-titles"))
+    if not small.is_dir():
+        script = [sys.executable, ROOT / "experiments" / "small_backbone.py", "--like", like, "--output", small]
+        subprocess.run(script, check=True)
 
 
 def make_start(name: str, seed: int, folder: Path, scripts: Scripts, any_code: bool) -> dict:

@@ -30,7 +30,10 @@ _TWENTY = ("--history", "20")
 _LONG_FROZEN = (*_TWENTY, "--windows", "nested", "--max-steps", "600")
 _LONG_SFT = (*_LONG_FROZEN, "--train-vision")
 _SMALL = ("--max-steps", "4", "--batch-size", "4", "--validate-every", "2", "--validate-users", "6", "--log-every", "1")
-VOCABULARIES = {"words": (), "whole-titles": ("--whole-titles",)}  # --backbone of a real start: data/fit_vocabulary.py
+# --backbone of a real start: one of data/fit_vocabulary.py with its options, or one of small_backbone.py
+VOCABULARIES = {"words": (), "whole-titles": ("--whole-titles",)}
+SMALL_BACKBONE = "small"
+BACKBONES = (*VOCABULARIES, SMALL_BACKBONE)
 
 
 REAL_SFT = ("--windows", "nested", "--batch-size", "20", "--validate-users", "934", "--validate-every", "3000",
@@ -45,6 +48,7 @@ def _real(
 
 _TWENTY_PASSES = ("--cuts", "5", "--batch-size", "40")  # in 4 epochs
 _EIGHT_PASSES = ("--dropout", "0.1", "--batch-size", "40")
+_LARGE_BATCHES = ("--dropout", "0.3", "--batch-size", "1000", "--learning-rate", "2e-3", "--validate-every", "200")
 _EARLY = ("--max-steps", "500", "--windows", "every", "--validate-every", "200", "--train-vision")
 STARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "full": ("toy", ("--epochs", "2")),
@@ -58,6 +62,7 @@ STARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "small": ("small", _SMALL),
     "ml-100k-20": _real("whole-titles", 20, 1, "--cuts", "8", *_EIGHT_PASSES),
     "ml-100k-5": _real("whole-titles", 5, 2, "--cuts", "4", *_EIGHT_PASSES),
+    "ml-100k-small": _real(SMALL_BACKBONE, 20, 5, "--cuts", "8", *_LARGE_BATCHES, "--item-view", "title", vision=()),
     "ml-100k-early": _real("whole-titles", 20, 1, "--cuts", "8", *_EIGHT_PASSES, "--max-steps", "1000"),
 }
 SFT_TRIALS = {  # of SFT on real data, measured on validation users alone

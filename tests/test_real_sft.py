@@ -50,9 +50,10 @@ def test_the_scripts_take_the_commands(name, monkeypatch):
     monkeypatch.setattr(sys, "argv", start_command(name, 3, Path("runs")))
     options = parse(SFTOptions)
     assert (options.windows, options.seed, options.data) == ("nested", 3, "runs/data/ml-100k")
-    monkeypatch.setattr(sys, "argv", evaluation_command(Path("runs/x"), Path("runs")))
+    monkeypatch.setattr(sys, "argv", evaluation_command(name, Path("runs/x"), Path("runs")))
     options = parse(EvaluationOptions)
     assert options.split == "test" and len(baseline_names(options.baselines)) == 3
+    assert options.modality == (["full"] if name == "ml-100k-small" else ["full", "blank", "shuffled"])
 
 
 def test_a_cell_holds_places_and_the_table_is_of_its_places(tmp_path, monkeypatch):
