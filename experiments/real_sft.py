@@ -8,9 +8,10 @@
 
 Settings are those SFT starts of study_worlds.py that are of the real dataset; study.py trains on from the chosen ones.
 A cell (setting, seed) is a run of train_sft.py on one thread and, if it is no trial, one of evaluate.py: the model
-(where it sees images, with true, grey and exchanged ones), popularity, item co-occurrence and a SASRec trained on the same
-rows. Its result is one JSON file in --results, written when the cell is done; a cell whose file is there is skipped.
-Nothing of the dataset's titles, images or users' rows is written into it, only where each user's next item came.
+(where it sees images, with true, grey and exchanged ones), popularity, item co-occurrence and a SASRec trained on the
+same rows. Its result is one JSON file in --results, written when the cell is done; a cell whose file is there is
+skipped. Nothing of the dataset's titles, images or users' rows is written into it, only where each user's next item
+came.
 """
 
 from __future__ import annotations
