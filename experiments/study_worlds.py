@@ -24,8 +24,9 @@ CATALOGUES: dict[str, Catalogue | None] = {
 }
 
 # SFT starts: catalogue, and options of train_sft.py. Steps of the long ones are what five minutes allow. All but
-# `full`, `full-every`, `long-frozen` and `small` train the vision tower, too, as every SFT did when their cells were
-# made. `full` trains half an epoch longer than is the default now; two others read each window alone, as SFT once did.
+# `full`, `full-every`, `long-frozen`, `small` and those with vision=() train the vision tower, too, as every SFT did
+# when their cells were made. `full` trains half an epoch longer than is the default now; two others read each window
+# alone, as SFT once did.
 _TWENTY = ("--history", "20")
 _LONG_FROZEN = (*_TWENTY, "--windows", "nested", "--max-steps", "600")
 _LONG_SFT = (*_LONG_FROZEN, "--train-vision")

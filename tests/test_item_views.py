@@ -56,9 +56,8 @@ def test_a_cell_trains_in_its_view_and_the_table_pairs_it_with_images(tmp_path, 
     for view, ahead in (("image", [0, 3]), ("title", [0, 0])):
         scripts = Pretended(monkeypatch, ahead)
         write_cell(tmp_path / "results" / f"{view}.json", run_cell("toy", view, 1, Path("runs"), scripts))
-        run = (
-            "start-full-every-1" if view == "image" else "view-toy-title-1"
-        )  # the study's own start, and one in titles
+        # the study's own start, and one in titles
+        run = "start-full-every-1" if view == "image" else "view-toy-title-1"
         assert scripts.taken[0].item_view == view and scripts.taken[0].output == f"runs/{run}"
         assert [options.split for options in scripts.taken[1:]] == ["test", "cold"]
     lines = tables(tmp_path / "results").splitlines()
