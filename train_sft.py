@@ -59,7 +59,8 @@ def main() -> None:
     if options.name_history:
         check_name_history(policy.layout, options.protocol, options.item_view)
     drawn = example_options(options) | ({} if options.list_candidates else {"candidates": 1, "rejected": 0})
-    examples = split_examples(data, "train", windows=windows, cuts=options.cuts, users=options.train_users, **drawn)
+    cut = dict(cuts=options.cuts, reorder=options.reorder)
+    examples = split_examples(data, "train", windows=windows, users=options.train_users, **cut, **drawn)
     held_out = split_examples(data, "val", users=options.validate_users, rejected=0, **example_options(options))
     lora = options.lora == "on" or (options.lora == "auto" and policy.parameters > 20_000_000)
     check_lora_options(options, lora)

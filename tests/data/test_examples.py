@@ -147,9 +147,25 @@ def test_more_cuts_predict_every_item_from_histories_of_other_lengths(data):
     for example in twice:
         lengths[example.user, example.targets].append(len(example.history))
     assert {tuple(sorted(found)) for found in lengths.values()} == {(1, 1), (1, 2)}  # (1, 1): a row's second item
-    for wrong in (dict(windows="every", cuts=2), dict(windows="nested", history=2, cuts=3)):
-        with pytest.raises(DataError, match="--cuts"):
+    for option, wrong in (
+        ("--cuts", dict(windows="every", cuts=2)),
+        ("--cuts", dict(windows="nested", history=2, cuts=3)),
+        ("--reorder", dict(windows="every", reorder=2)),
+    ):
+        with pytest.raises(DataError, match=option):
             split_examples(data, "train", "next", **wrong)
+
+
+def test_each_cut_has_another_order_and_the_seed_says_which(data):
+    drawn = dict(windows="nested", history=2, cuts=2)
+    straight = split_examples(data, "train", "next", **drawn)
+    found = split_examples(data, "train", "next", **drawn, reorder=3)
+    assert found == split_examples(data, "train", "next", **drawn, reorder=3)
+    assert found != split_examples(data, "train", "next", **drawn, reorder=3, seed=1)
+    half = len(straight) // 2
+    assert len(found) == len(straight) and straight != found
+    assert [e.targets for e in found[:half]] != [e.targets for e in found[half:]]
+    assert [e.targets for e in straight[:half]] == [e.targets for e in straight[half:]]
 
 
 def test_without_rejected_responses_there_are_as_many_candidates_as_asked_for(data):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,21 @@ def test_a_shift_moves_the_cuts_of_nested_windows():
     assert windows([Sequence("u", tuple(range(6)))], history=2, which="nested", shift=2) == windows(
         [Sequence("u", tuple(range(6)))], history=2, which="nested"
     )
+
+
+def test_near_items_of_a_row_change_places():
+    """Every item but the first of the new order is a target once, fewer than 4 places from where it was."""
+    row = Sequence("u", tuple(range(100)))
+    found, _ = windows([row], history=3, which="nested", reorder=4, generator=np.random.default_rng(0))
+    order = [found[0].history[0], *(window.targets[0] for window in found)]
+    assert sorted(order) == list(range(100)) and order != list(range(100))
+    assert max(abs(place - item) for place, item in enumerate(order)) < 4
+    assert all(window.position == window.targets[0] for window in found)
+    again, _ = windows([Sequence("u", tuple(order))], history=3, which="nested")
+    assert [replace(window, position=window.targets[0]) for window in again] == found
+    for places in (0, 1):
+        same = windows([row], history=3, which="nested", reorder=places, generator=np.random.default_rng(0))
+        assert same == windows([row], history=3, which="nested")
 
 
 def test_nested_windows_pass_over_a_target_that_their_chunk_has_shown():

@@ -16,7 +16,7 @@ import numpy as np
 from hanorec import distributed
 from hanorec.data.catalog import Catalog, read_catalog, read_descriptions
 from hanorec.data.examples import HISTORY, TARGETS, Example, Negatives, groups, make_examples
-from hanorec.data.interactions import Sequence, popularity, read_sequences
+from hanorec.data.interactions import Sequence, popularity, read_sequences, rng
 from hanorec.data.interactions import windows as cut_windows
 from hanorec.data.release import release_examples, release_windows
 from hanorec.data.toy import make_toy
@@ -73,6 +73,7 @@ def split_examples(
     history: int | None = None,
     windows: str = "last",
     cuts: int = 1,
+    reorder: int = 0,
     users: int | None = None,
     candidates: int = 20,
     rejected: int = 1,
@@ -84,13 +85,14 @@ def split_examples(
 
     protocol: "standard", or "release" for those of the authors' release (`release.py`), which fixes all that follows
     but users and seed. history: most items in a history (None: the paper's number for the task). windows: which windows
-    of a row are taken, as in `interactions.windows`; cuts: so often, nested ones cut at other places each time.
+    of a row are taken, as in `interactions.windows`; cuts: so often, nested ones cut at other places each time;
+    reorder: and in another order each time, in which only items fewer than so many places apart change places.
     users: take only so many windows, drawn by the seed (None: all; of nested windows whole groups are drawn, and so
     many on average). candidates, rejected: as in `make_examples`. negatives, neighbours: strategy and neighbours of
     `Negatives`.
     Rows that are too short for the task are skipped, with one warning that counts them. Errors: DataError where
     the split cannot be read, has no row that is long enough, or where more candidates are wanted than there are items;
-    for more than one cut of windows that are not nested, and more than a history has items;
+    for cuts and another order of windows that are not nested, and more cuts than a history has items;
     for a task that the protocol does not have, and for answers that its coin made alike where they are to be ranked.
     """
     sequences = data.train if split == "train" else read_sequences(data.folder / f"{split}.tsv", data.catalog)
@@ -98,12 +100,17 @@ def split_examples(
         all_windows, skipped = release_windows(sequences, split, task)
     else:
         length, targets = history or HISTORY[task], TARGETS[task]
-        if cuts > 1 and windows != "nested":
-            raise DataError(f"--cuts {cuts}: windows are cut where they are nested, and these are not ({windows})")
+        for name, given in (("cuts", cuts > 1), ("reorder", reorder > 0)):
+            if given and windows != "nested":
+                raise DataError(f"--{name}: is of nested windows, and these are not ({windows})")
         if cuts > length:
             raise DataError(f"--cuts {cuts}: chunks of {length} items can be cut at {length} places")
         shifts = [length * cut // cuts for cut in range(cuts)]
-        found = [cut_windows(sequences, history=length, targets=targets, which=windows, shift=s) for s in shifts]
+        found = []
+        for shift in shifts:
+            moved = dict(reorder=reorder, generator=rng(seed, "reorder", shift)) if reorder else {}
+            cut = dict(history=length, targets=targets, which=windows, shift=shift)
+            found.append(cut_windows(sequences, **cut, **moved))
         all_windows, skipped = [window for windows, _ in found for window in windows], found[0][1]
     if skipped:
         warnings.warn(

@@ -134,8 +134,11 @@ def make_examples(
     """
     examples = []
     for window in windows:
-        generator = rng(seed, window.user, window.position)
         targets = window.targets
+        if not rejected and candidates <= len(targets) and task != "yesno":  # nothing is drawn
+            examples.append(Example(window.user, window.history, targets, targets, (), window.seen))
+            continue
+        generator = rng(seed, window.user, window.position)
         if task == "yesno":
             other = negatives.draw(window, 1, generator)[0]
             for item in (*targets, other):

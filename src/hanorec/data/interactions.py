@@ -83,6 +83,8 @@ def windows(
     targets: int = 1,
     which: str = "last",
     shift: int = 0,
+    reorder: int = 0,
+    generator: np.random.Generator | None = None,
     minimum_history: int = 1,
 ) -> tuple[list[Window], int]:
     """The last window of every row (`which` = "last"), or all of them ("every", "nested"), in row order and then
@@ -90,10 +92,12 @@ def windows(
 
     The targets are `targets` consecutive items, the history the `history` items before them or as many as there are.
     Nested windows cut a row into chunks instead, from its end, so that each history begins where its chunk does: it
-    grows from 1 item to `history`, and then begins anew; `shift` moves the cuts by so many items. Where a user chose a
-    target before, the history would hold the answer: those occurrences are left out of it, and such a nested window is
-    skipped. A window is skipped if its history then has fewer than `minimum_history` items, or if its targets are not
-    `targets` different items.
+    grows from 1 item to `history`, and then begins anew; `shift` moves the cuts by so many items. With a `generator`
+    each row is first put in another order, in which only items fewer than `reorder` places apart change places.
+
+    Where a user chose a target before, the history would hold the answer: those occurrences are left out of it, and
+    such a nested window is skipped. A window is skipped if its history then has fewer than `minimum_history` items, or
+    if its targets are not `targets` different items.
 
     Returns the windows and the number of rows that gave none. Raises ValueError for lengths that make no
     sense.
@@ -106,7 +110,11 @@ def windows(
     result: list[Window] = []
     skipped = 0
     for sequence in sequences:
-        items, seen, found = sequence.items, frozenset(sequence.items), len(result)
+        row, seen, found = sequence.items, frozenset(sequence.items), len(result)
+        order = np.arange(len(row))
+        if generator is not None:
+            order = np.argsort(order + reorder * generator.random(len(row)))
+        items = tuple(row[i] for i in order)
         last = len(items) - targets
         for position in range(max(minimum_history, last) if which == "last" else minimum_history, last + 1):
             length = history - (last - position + shift) % history if which == "nested" else history
@@ -114,7 +122,7 @@ def windows(
             past = tuple(item for item in before if item not in wanted)
             trunk_holds_it = which == "nested" and past != before
             if len(past) >= minimum_history and len(set(wanted)) == targets and not trunk_holds_it:
-                result.append(Window(sequence.user, past, wanted, seen, position))
+                result.append(Window(sequence.user, past, wanted, seen, int(order[position])))
         skipped += len(result) == found
     return result, skipped
 

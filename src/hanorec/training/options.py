@@ -181,6 +181,12 @@ class SFTOptimizationOptions(OptimizationOptions):
         "other lengths; an epoch passes over all of them, and so over every item so often",
         least=1,
     )
+    reorder: int = option(
+        0,
+        "nested windows: before each cut put a row in another order, in which only items fewer than so many places "
+        "apart change places; against overfitting, where the order of near items says little",
+        least=0,
+    )
     name_history: bool = switch(
         False,
         "also learn to name each item of a history from its image and the items before it, in the same forward; it "
