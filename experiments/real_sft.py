@@ -4,14 +4,15 @@
     python experiments/real_sft.py --data DIR --list              every cell and its state
     python experiments/real_sft.py --data DIR --trials            settings, on validation users alone
     python experiments/real_sft.py --data DIR --seeds 1 2 3       the chosen settings, on test users, once
+    python experiments/real_sft.py --data DIR --sasrec --seeds 1 2 3   SASRec on the same rows, users and candidates
     python experiments/real_sft.py --table                        writes experiments/results/real-sft.md
 
 Settings are those SFT starts of study_worlds.py that are of the real dataset; study.py trains on from the chosen ones.
 A cell (setting, seed) is a run of train_sft.py on one thread and, if it is no trial, one of evaluate.py: the model
-(where it sees images, with true, grey and exchanged ones), popularity, item co-occurrence and a SASRec trained on the
-same rows. Its result is one JSON file in --results, written when the cell is done; a cell whose file is there is
-skipped. Nothing of the dataset's titles, images or users' rows is written into it, only where each user's next item
-came.
+(where it sees images, with true, grey and exchanged ones), popularity and item co-occurrence. A cell of SASRec is a
+training of it, on rows as they are or, as --reorder of train_sft.py has them, in other orders. The result is one JSON
+file in --results, written when the cell is done; a cell whose file is there is skipped. Nothing of the dataset's
+titles, images or users' rows is written into it, only where each user's next item came.
 """
 
 from __future__ import annotations
@@ -19,20 +20,34 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from study_cells import ROOT, start_command, start_folder
 from study_run import Failed, Scripts, course, letters, make_catalogues, make_start, numbers, rounded, write_cell
 from study_table import MEASURES, shown
 from study_worlds import REAL, REAL_SFT, SFT_TRIALS, STARTS
 
+from hanorec.data.dataset import open_dataset, split_examples
 from hanorec.errors import DataError, exit_on_user_error
+from hanorec.evaluation.measures import point_measures, target_places
 from hanorec.evaluation.paired import paired_difference
+from hanorec.evaluation.ranking import answer_with_scorer
+from hanorec.evaluation.recommenders import NETWORKS, network_scorer, train_network
 from hanorec.evaluation.report import markdown
+from hanorec.training.options import EvaluationOptions
 
 CHOSEN = ["ml-100k-20", "ml-100k-5", "ml-100k-small"]
 SETTINGS = [*SFT_TRIALS, *CHOSEN]
+SASREC = {  # most items in a history, and --reorder
+    "sasrec-20": (20, 0),
+    "sasrec-20-reordered": (20, 4),
+    "sasrec-5": (5, 0),
+    "sasrec-5-reordered": (5, 4),
+}
 
 
 def main() -> None:
@@ -41,7 +56,8 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="show the cells and their states, and run nothing")
     parser.add_argument("--table", action="store_true", help="write the tables from the files there, and run nothing")
     parser.add_argument("--trials", action="store_true", help="run the trials in place of the chosen settings")
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, help="these alone")
+    parser.add_argument("--sasrec", action="store_true", help="train SASRec in place of the chosen settings")
+    parser.add_argument("--settings", nargs="+", choices=[*SETTINGS, *SASREC], help="these alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--results", type=Path, default=ROOT / "experiments" / "results" / "real-sft", metavar="DIR")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "study", metavar="DIR", help="weights and logs")
@@ -54,13 +70,16 @@ def main() -> None:
     os.chdir(ROOT)
     scripts, runs = Scripts(), Path(os.path.relpath(args.runs, ROOT))
     for seed in args.seeds:
-        for name in args.settings or (SFT_TRIALS if args.trials else CHOSEN):
+        for name in args.settings or (SFT_TRIALS if args.trials else SASREC if args.sasrec else CHOSEN):
             path = args.results / f"{name}--{seed}.json"
             if args.list or path.is_file():
                 print(f"{path.stem:30} {'done' if path.is_file() else 'to do'}", flush=True)
                 continue
             make_catalogues([REAL], runs, args.data and args.data.resolve())
-            content = run_cell(name, seed, runs, scripts)
+            if name in SASREC:
+                content = run_sasrec(name, seed, runs)
+            else:
+                content = run_cell(name, seed, runs, scripts)
             write_cell(path, content)
             print(f"{path.stem}: NDCG@10 {max(content['validation']['validation']):.4f} on validation", flush=True)
 
@@ -81,12 +100,37 @@ def run_cell(name: str, seed: int, runs: Path, scripts: Scripts) -> dict:
     return content | {"command": " ".join(start_command(name, seed, runs))} | course(run)
 
 
+def run_sasrec(name: str, seed: int, runs: Path) -> dict:
+    """Train SASRec on one thread and measure it; returns the content of its file."""
+    history, reorder = SASREC[name]
+    torch.set_num_threads(1)
+    data = open_dataset(runs / "data" / REAL)
+    drawn = dict(task="next", history=history, candidates=20, rejected=0, seed=EvaluationOptions.seed)
+    settings, begun = replace(NETWORKS["SASRec"][1], reorder=reorder), time.process_time()
+    network = train_network("SASRec", data, drawn, seed=seed, settings=settings)
+    seconds = round(time.process_time() - begun, 1)
+    examples = {split: split_examples(data, split, **drawn) for split in ("val", "test")}
+    answers = {split: answer_with_scorer(network_scorer(network, e), e, "next") for split, e in examples.items()}
+    best = round(point_measures("next", answers["val"], examples["val"])["NDCG@10"], 6)
+    ahead, tied = target_places(answers["test"], examples["test"])
+    row = "SASRec, reordered" if reorder else "SASRec"
+    return {
+        "setting": name,
+        "seed": seed,
+        "seconds": {"cpu": seconds},
+        "candidates": drawn["candidates"],
+        "ahead": {row: letters(ahead.tolist())},
+        "tied": {row: letters(tied.tolist())} if tied.any() else {},
+        "validation": {"validation": [best]},
+    }
+
+
 def evaluation_command(name: str, run: Path, runs: Path) -> list[str]:
     """evaluate.py: the model, with grey and exchanged images too if it sees any, and what knows items by number."""
     places = ["--runs", str(run), "--data", str(runs / "data" / REAL), "--cache", str(runs / "cache")]
     sees = ["full"] if "title" in STARTS[name][1] else ["full", "blank", "shuffled"]
     views = ["--split", "test", "--modality", *sees]
-    return ["evaluate.py", *places, *views, "--baselines", "popularity", "co-occurrence", "sasrec"]
+    return ["evaluate.py", *places, *views, "--baselines", "popularity", "co-occurrence"]
 
 
 def places_of_users(run: Path) -> dict:
@@ -113,7 +157,8 @@ def tables(results: Path) -> str:
         f"All with `{common}`; `words` and `whole-titles` are vocabularies of `data/fit_vocabulary.py`, and `small` is "
         "made by `small_backbone.py`."
     ]
-    of = {name: [cell for cell in cells if cell["setting"] == name] for name in SETTINGS}
+    of = {name: [cell for cell in cells if cell["setting"] == name] for name in (*SETTINGS, *SASREC)}
+    of |= {name: [with_sasrec(cell, of) for cell in of[name]] for name in CHOSEN}
     rows = [trial_row(name, of[name]) for name in SFT_TRIALS if of[name]]
     if rows:
         header = ["options", "seeds", "NDCG@10", "CPU minutes"]
@@ -126,6 +171,15 @@ def tables(results: Path) -> str:
             f"{test_table(of[name])}"
         )
     return "\n\n".join(parts) + "\n"
+
+
+def with_sasrec(cell: dict, of: dict[str, list[dict]]) -> dict:
+    """A cell with the rows of SASRec of the same history and seed, where they are there."""
+    for name, (history, _) in SASREC.items():
+        for other in of[name]:
+            if other["seed"] == cell["seed"] and f"--history {history} " in cell["command"]:
+                cell = cell | {part: cell[part] | other[part] for part in ("ahead", "tied")}
+    return cell
 
 
 def options_of(name: str) -> str:

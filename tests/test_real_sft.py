@@ -11,13 +11,15 @@ from conftest import ROOT
 
 from hanorec.errors import DataError
 from hanorec.evaluation.baselines import baseline_names
+from hanorec.evaluation.recommenders import NETWORKS, SASRec, Settings
 from hanorec.training.options import EvaluationOptions, SFTOptions, parse
 
 sys.path.insert(0, str(ROOT / "experiments"))
 
-from real_sft import SETTINGS, evaluation_command, run_cell, tables
+from real_sft import SETTINGS, evaluation_command, run_cell, run_sasrec, tables
 from study_cells import start_command
 from study_run import Failed, Scripts, make_catalogues, write_cell
+from study_worlds import REAL
 
 
 class Pretended(Scripts):
@@ -52,8 +54,8 @@ def test_the_scripts_take_the_commands(name, monkeypatch):
     assert (options.windows, options.seed, options.data) == ("nested", 3, "runs/data/ml-100k")
     monkeypatch.setattr(sys, "argv", evaluation_command(name, Path("runs/x"), Path("runs")))
     options = parse(EvaluationOptions)
-    assert options.split == "test" and len(baseline_names(options.baselines)) == 3
-    assert options.modality == (["full"] if name == "ml-100k-small" else ["full", "blank", "shuffled"])
+    assert options.split == "test" and len(baseline_names(options.baselines)) == 2
+    assert options.modality == (["full"] if "-small" in name else ["full", "blank", "shuffled"])
 
 
 def test_a_cell_holds_places_and_the_table_is_of_its_places(tmp_path, monkeypatch):
@@ -67,6 +69,23 @@ def test_a_cell_holds_places_and_the_table_is_of_its_places(tmp_path, monkeypatc
     rows = {line.split("|")[1].strip(): line.split("|")[2:] for line in text.splitlines() if line.startswith("|")}
     assert [cell.strip() for cell in rows["SFT"]][:2] == ["0.500", "–"]  # one of two users' targets is first
     assert rows["popularity"][0].strip() == "0.000" and rows["popularity"][1].strip().startswith("+0.500 [")
+
+
+def test_sasrec_of_the_same_history_and_seed_stands_beside_sft(toy_folder, tmp_path, monkeypatch):
+    """One of its cells is of a real training, on a toy catalogue in the place of the real one."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / REAL).symlink_to(toy_folder)
+    monkeypatch.setitem(NETWORKS, "SASRec", (SASRec, Settings(width=8, layers=1, epochs=2)))
+    trained = run_sasrec("sasrec-20-reordered", 1, tmp_path)
+    assert trained["candidates"] == 20 and list(trained["ahead"]) == ["SASRec, reordered"]
+    cell = run_cell("ml-100k-20", 1, tmp_path, Pretended())
+    users = len(trained["ahead"]["SASRec, reordered"])
+    cell["ahead"] = {row: places[:1] * users for row, places in cell["ahead"].items()}
+    cell["tied"] = {}
+    for seed, content in ((1, cell), (1, trained), (2, trained | {"seed": 2})):
+        write_cell(tmp_path / "results" / f"{content['setting']}--{seed}.json", content)
+    rows = [line.split("|")[1].strip() for line in tables(tmp_path / "results").splitlines() if line.startswith("|")]
+    assert rows[-4:] == ["SFT", "SFT, blank", "popularity", "SASRec, reordered"]
 
 
 def test_a_script_that_fails_and_no_cells_are_errors_of_one_line(tmp_path):

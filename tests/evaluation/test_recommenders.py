@@ -125,6 +125,16 @@ def test_a_large_dataset_gets_fewer_epochs_of_fewer_rows_and_says_so(monkeypatch
     assert sizes == [parts] * epochs
 
 
+def test_an_epoch_can_be_of_rows_in_another_order(monkeypatch):
+    seen, row = [], tuple(range(12))
+    monkeypatch.setattr(recommenders, "chunks", lambda rows, *more: seen.append(rows[0]) or chunks(rows, *more))
+    for reorder in (0, 6):
+        settings = Settings(width=8, layers=1, epochs=3, reorder=reorder)
+        fit(make("GRU4Rec", 12), [row], lambda: 0.5, settings, np.random.default_rng(0))
+    assert seen[:3] == [row] * 3 and row not in seen[3:] and len(set(seen[3:])) == 3
+    assert all(sorted(order) == list(row) for order in seen)
+
+
 @pytest.mark.parametrize("length", [1, 3, 50])
 def test_every_item_but_a_rows_first_is_a_target_once(length):
     rows, generator = [tuple(range(10)), (20, 21), (30,), tuple(range(40, 45))], np.random.default_rng(0)

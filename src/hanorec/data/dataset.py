@@ -92,7 +92,7 @@ def split_examples(
     `Negatives`.
     Rows that are too short for the task are skipped, with one warning that counts them. Errors: DataError where
     the split cannot be read, has no row that is long enough, or where more candidates are wanted than there are items;
-    for cuts and another order of windows that are not nested, and more cuts than a history has items;
+    for cuts and another order of windows that are not nested; for more cuts of one order than a history has items;
     for a task that the protocol does not have, and for answers that its coin made alike where they are to be ranked.
     """
     sequences = data.train if split == "train" else read_sequences(data.folder / f"{split}.tsv", data.catalog)
@@ -103,14 +103,13 @@ def split_examples(
         for name, given in (("cuts", cuts > 1), ("reorder", reorder > 0)):
             if given and windows != "nested":
                 raise DataError(f"--{name}: is of nested windows, and these are not ({windows})")
-        if cuts > length:
+        if cuts > length and not reorder:
             raise DataError(f"--cuts {cuts}: chunks of {length} items can be cut at {length} places")
-        shifts = [length * cut // cuts for cut in range(cuts)]
         found = []
-        for shift in shifts:
-            moved = dict(reorder=reorder, generator=rng(seed, "reorder", shift)) if reorder else {}
-            cut = dict(history=length, targets=targets, which=windows, shift=shift)
-            found.append(cut_windows(sequences, **cut, **moved))
+        for cut in range(cuts):
+            chosen = dict(history=length, targets=targets, which=windows, shift=length * cut // cuts)
+            generator = rng(seed, "reorder", cut)
+            found.append(cut_windows(sequences, **chosen, reorder=reorder, generator=generator))
         all_windows, skipped = [window for windows, _ in found for window in windows], found[0][1]
     if skipped:
         warnings.warn(

@@ -92,8 +92,8 @@ def windows(
 
     The targets are `targets` consecutive items, the history the `history` items before them or as many as there are.
     Nested windows cut a row into chunks instead, from its end, so that each history begins where its chunk does: it
-    grows from 1 item to `history`, and then begins anew; `shift` moves the cuts by so many items. With a `generator`
-    each row is first put in another order, in which only items fewer than `reorder` places apart change places.
+    grows from 1 item to `history`, and then begins anew; `shift` moves the cuts by so many items. Each row is first put
+    in a `near_order` of `reorder` places.
 
     Where a user chose a target before, the history would hold the answer: those occurrences are left out of it, and
     such a nested window is skipped. A window is skipped if its history then has fewer than `minimum_history` items, or
@@ -111,9 +111,7 @@ def windows(
     skipped = 0
     for sequence in sequences:
         row, seen, found = sequence.items, frozenset(sequence.items), len(result)
-        order = np.arange(len(row))
-        if generator is not None:
-            order = np.argsort(order + reorder * generator.random(len(row)))
+        order = near_order(len(row), reorder, generator)
         items = tuple(row[i] for i in order)
         last = len(items) - targets
         for position in range(max(minimum_history, last) if which == "last" else minimum_history, last + 1):
@@ -122,9 +120,19 @@ def windows(
             past = tuple(item for item in before if item not in wanted)
             trunk_holds_it = which == "nested" and past != before
             if len(past) >= minimum_history and len(set(wanted)) == targets and not trunk_holds_it:
-                result.append(Window(sequence.user, past, wanted, seen, int(order[position])))
+                result.append(Window(sequence.user, past, wanted, seen, order[position]))
         skipped += len(result) == found
     return result, skipped
+
+
+def near_order(length: int, places: int, generator: np.random.Generator | None) -> list[int]:
+    """0 to length - 1 in a random order in which only numbers less than `places` apart change places: sorted by
+    n + places · u, with u uniform in [0, 1) for each. With 0 or 1 places they stay as they are, and nothing is drawn.
+    """
+    if places < 2:
+        return list(range(length))
+    assert generator is not None
+    return np.argsort(np.arange(length) + places * generator.random(length)).tolist()
 
 
 def popularity(sequences: Iterable[Sequence], n_items: int) -> np.ndarray:
