@@ -40,7 +40,7 @@ from hanorec.evaluation.recommenders import NETWORKS, network_scorer, train_netw
 from hanorec.evaluation.report import markdown
 from hanorec.training.options import EvaluationOptions
 
-CHOSEN = ["ml-100k-20", "ml-100k-5", "ml-100k-small"]
+CHOSEN = ["ml-100k-20", "ml-100k-5", "ml-100k-small", "ml-100k-bare"]
 SETTINGS = [*SFT_TRIALS, *CHOSEN]
 SASREC = {  # most items in a history, and --reorder
     "sasrec-20": (20, 0),
@@ -154,8 +154,8 @@ def tables(results: Path) -> str:
     common = " ".join((*REAL_SFT, "--train-vision"))
     parts = [
         "Written by `python experiments/real_sft.py --table`. CPU minutes are of one thread, training alone. "
-        f"All with `{common}`; `words` and `whole-titles` are vocabularies of `data/fit_vocabulary.py`, and `small` is "
-        "made by `small_backbone.py`."
+        f"All with `{common}`; `words` and `whole-titles` are vocabularies of `data/fit_vocabulary.py`; `small` and "
+        "`bare` are made by `small_backbone.py`."
     ]
     of = {name: [cell for cell in cells if cell["setting"] == name] for name in (*SETTINGS, *SASREC)}
     of |= {name: [with_sasrec(cell, of) for cell in of[name]] for name in CHOSEN}

@@ -5,7 +5,8 @@
     python train_sft.py --data DIR --backbone runs/small-ml-100k --item-view title --windows nested --history 20 ...
 
 The other way round from sasrec_size.py: SFT as it is, of a language model that is no larger than SASRec. Vocabulary and
-processor are those of another checkpoint of this family; all weights are random (seed 0).
+processor are those of another checkpoint of this family; all weights are random (seed 0). With --bare there is no chat
+format and no token that ends an answer: fewer tokens are the same in every prompt, and an answer is its title alone.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--like", type=Path, required=True, metavar="DIR", help="checkpoint with the vocabulary")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the new checkpoint")
+    parser.add_argument("--bare", action="store_true", help="without a chat format and without a token that ends")
     args = parser.parse_args()
     if args.output.exists():
         raise DataError(f"{args.output}: exists already")
@@ -37,7 +39,10 @@ def main() -> None:
     torch.manual_seed(0)
     model = SmolVLMForConditionalGeneration(config)
     model.save_pretrained(args.output)
-    AutoProcessor.from_pretrained(args.like).save_pretrained(args.output)
+    processor = AutoProcessor.from_pretrained(args.like)
+    if args.bare:
+        processor.chat_template = processor.tokenizer.chat_template = processor.tokenizer.eos_token = None
+    processor.save_pretrained(args.output)
     layers = sum(weight.numel() for name, weight in model.named_parameters() if "text_model.layers" in name)
     print(f"made {args.output}: {layers:,} weights in the language model's layers")
 

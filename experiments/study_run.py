@@ -35,7 +35,7 @@ from study_cells import (
     train_command,
     view_commands,
 )
-from study_worlds import CATALOGUES, SMALL_BACKBONE, VOCABULARIES, WORLDS
+from study_worlds import CATALOGUES, SMALL_BACKBONES, VOCABULARIES, WORLDS
 
 from hanorec.data.catalog import content_fingerprint
 from hanorec.data.toy import make_toy
@@ -130,10 +130,11 @@ def use_real(place: Path, real: Path | None, folder: Path) -> None:
                 *options,
             ]
             subprocess.run(script, check=True)
-    small, like = (fitted_folder(name, folder) for name in (SMALL_BACKBONE, "whole-titles"))
-    if not small.is_dir():
-        script = [sys.executable, ROOT / "experiments" / "small_backbone.py", "--like", like, "--output", small]
-        subprocess.run(script, check=True)
+    for name, options in SMALL_BACKBONES.items():
+        small, like = fitted_folder(name, folder), fitted_folder("whole-titles", folder)
+        if not small.is_dir():
+            script = [sys.executable, ROOT / "experiments" / "small_backbone.py", "--like", like, "--output", small]
+            subprocess.run([*script, *options], check=True)
 
 
 def make_start(name: str, seed: int, folder: Path, scripts: Scripts, any_code: bool) -> dict:

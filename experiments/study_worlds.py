@@ -31,10 +31,10 @@ _TWENTY = ("--history", "20")
 _LONG_FROZEN = (*_TWENTY, "--windows", "nested", "--max-steps", "600")
 _LONG_SFT = (*_LONG_FROZEN, "--train-vision")
 _SMALL = ("--max-steps", "4", "--batch-size", "4", "--validate-every", "2", "--validate-users", "6", "--log-every", "1")
-# --backbone of a real start: one of data/fit_vocabulary.py with its options, or one of small_backbone.py
+# --backbone of a real start: one of data/fit_vocabulary.py or of small_backbone.py, with its options
 VOCABULARIES = {"words": (), "whole-titles": ("--whole-titles",)}
-SMALL_BACKBONE = "small"
-BACKBONES = (*VOCABULARIES, SMALL_BACKBONE)
+SMALL_BACKBONES = {"small": (), "bare": ("--bare",)}
+BACKBONES = (*VOCABULARIES, *SMALL_BACKBONES)
 
 
 REAL_SFT = ("--windows", "nested", "--batch-size", "20", "--validate-users", "934", "--validate-every", "3000",
@@ -49,8 +49,8 @@ def _real(
 
 _TWENTY_PASSES = ("--cuts", "5", "--batch-size", "40")  # in 4 epochs
 _EIGHT_PASSES = ("--dropout", "0.1", "--batch-size", "40")
-_FORTY_PASSES = ("--dropout", "0.3", "--batch-size", "1000", "--learning-rate", "2e-3", "--validate-every", "200",
-                 "--item-view", "title")  # fmt: skip
+_SMALL_REAL = ("--dropout", "0.3", "--batch-size", "1000", "--learning-rate", "2e-3", "--validate-every", "200",
+               "--item-view", "title")  # fmt: skip
 _EARLY = ("--max-steps", "500", "--windows", "every", "--validate-every", "200", "--train-vision")
 STARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "full": ("toy", ("--epochs", "2")),
@@ -64,7 +64,8 @@ STARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "small": ("small", _SMALL),
     "ml-100k-20": _real("whole-titles", 20, 1, "--cuts", "8", *_EIGHT_PASSES),
     "ml-100k-5": _real("whole-titles", 5, 2, "--cuts", "4", *_EIGHT_PASSES),
-    "ml-100k-small": _real(SMALL_BACKBONE, 20, 2, "--cuts", "20", "--reorder", "4", *_FORTY_PASSES, vision=()),
+    "ml-100k-small": _real("small", 20, 5, "--cuts", "8", *_SMALL_REAL, vision=()),
+    "ml-100k-bare": _real("bare", 20, 6, "--cuts", "20", "--reorder", "4", *_SMALL_REAL, vision=()),
     "ml-100k-early": _real("whole-titles", 20, 1, "--cuts", "8", *_EIGHT_PASSES, "--max-steps", "1000"),
 }
 SFT_TRIALS = {  # of SFT on real data, measured on validation users alone
@@ -81,7 +82,6 @@ SFT_TRIALS = {  # of SFT on real data, measured on validation users alone
     "ml-100k-cuts-dropout-0.2": _real("whole-titles", 20, 1, "--cuts", "8", "--batch-size", "40", "--dropout", "0.2"),
     "ml-100k-long-dropout-0.15": _real("whole-titles", 20, 4, *_TWENTY_PASSES, "--dropout", "0.15"),
     "ml-100k-titles-8": _real("whole-titles", 20, 8),
-    "ml-100k-small-in-order": _real(SMALL_BACKBONE, 20, 5, "--cuts", "8", *_FORTY_PASSES, vision=()),
     "ml-100k-frozen": _real("whole-titles", 20, 1, "--cuts", "8", *_EIGHT_PASSES, vision=()),
 }
 STARTS |= SFT_TRIALS

@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT / "experiments"))
 from real_sft import SETTINGS, evaluation_command, run_cell, run_sasrec, tables
 from study_cells import start_command
 from study_run import Failed, Scripts, make_catalogues, write_cell
-from study_worlds import REAL
+from study_worlds import REAL, STARTS
 
 
 class Pretended(Scripts):
@@ -55,7 +55,7 @@ def test_the_scripts_take_the_commands(name, monkeypatch):
     monkeypatch.setattr(sys, "argv", evaluation_command(name, Path("runs/x"), Path("runs")))
     options = parse(EvaluationOptions)
     assert options.split == "test" and len(baseline_names(options.baselines)) == 2
-    assert options.modality == (["full"] if "-small" in name else ["full", "blank", "shuffled"])
+    assert options.modality == (["full"] if "--item-view" in STARTS[name][1] else ["full", "blank", "shuffled"])
 
 
 def test_a_cell_holds_places_and_the_table_is_of_its_places(tmp_path, monkeypatch):

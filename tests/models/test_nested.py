@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
+from transformers import AutoProcessor
 
 from hanorec.data.dataset import split_examples
 from hanorec.data.examples import groups
 from hanorec.errors import DataError
 from hanorec.losses import hanorec_loss
+from hanorec.models.backbone import load_backbone
+from hanorec.models.images import CatalogImages
 from hanorec.models.inputs import apart
 from hanorec.models.lora import add_lora
 from hanorec.models.packing import Branch, Layout, Prompt, pack
@@ -54,6 +59,28 @@ def test_nested_log_probabilities_equal_those_of_each_prompt_alone(backbone, ima
         nested, alone = log_probabilities(
             backbone, prompts, rows_of(data, task), lambda e: [prompts.chosen(e), *prompts.rejected(e)]
         )
+    torch.testing.assert_close(nested, alone, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_without_a_chat_format_lines_separate_and_the_end_token_ends_if_there_is_one(
+    random_backbone, data, tmp_path, ends
+):
+    folder = shutil.copytree(random_backbone, tmp_path / "bare")
+    (folder / "chat_template.jinja").unlink()
+    processor = AutoProcessor.from_pretrained(folder)
+    end = processor.tokenizer.eos_token_id
+    if not ends:
+        processor.tokenizer.eos_token = None
+    processor.save_pretrained(folder)
+    bare = load_backbone(str(folder), dtype="float32", device=torch.device("cpu"))
+    assert (bare.separator, bare.suffix) == (bare.tokens("\n"), [end] if ends else [])
+    images = CatalogImages(bare, data.catalog.images)
+    prompts = Prompts(bare, images, data.catalog.titles, "next", list_candidates=False)
+    rows = rows_of(data, "next")
+    assert prompts.chosen(rows[0][0]) == prompts.titles[rows[0][0].targets[0]] + bare.suffix
+    with torch.no_grad():
+        nested, alone = log_probabilities(bare, prompts, rows, lambda e: [prompts.chosen(e)])
     torch.testing.assert_close(nested, alone, atol=1e-4, rtol=0)
 
 

@@ -236,7 +236,7 @@ def _text(text: str) -> dict:
 def _chat_format(processor: Any) -> tuple[list[int], list[int], list[int]]:
     """Prefix, separator and suffix of a chat: what the template writes before a question Q, between Q and an answer A,
     and after A; the prefix starts with the token that begins a text, if there is one. Without a template a line's end
-    separates Q and A."""
+    separates Q and A, and A ends with the token that ends a text, if there is one."""
     tokenizer = processor.tokenizer
     prefix, separator, suffix = "", "\n", ""
     if processor.chat_template is not None:
@@ -249,7 +249,8 @@ def _chat_format(processor: Any) -> tuple[list[int], list[int], list[int]]:
     begin = tokenizer.bos_token_id
     if begin is not None and begin in tokenizer("a").input_ids and before[:1] != [begin]:
         before = [begin, *before]
-    return before, between, after or [tokenizer.eos_token_id]
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return before, between, after or end
 
 
 def _image_text(processor: Any) -> str:
