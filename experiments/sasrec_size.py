@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,24 +77,34 @@ def main() -> None:
                 cells[key] = measure(data, seed, **size)
                 path.write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
             print(f"{key}: {cells[key]['NDCG@10']:.4f}", flush=True)
+    table = table_of(STEPS, cells)
+    (RESULTS / "sasrec_size.md").write_text(f"Made by `python experiments/sasrec_size.py`.\n\n{table}\n")
+    print(table)
+
+
+def table_of(steps: Iterable[str], cells: dict[str, dict]) -> str:
+    """A row for each step: mean [least, most] over the seeds that there are."""
     rows = []
-    for name in STEPS:
+    for name in steps:
         own = [cell for key, cell in cells.items() if key.rsplit(", seed", 1)[0] == name]
         values, seconds = ([cell[what] for cell in own] for what in ("NDCG@10", "seconds"))
         spread = f" [{min(values):.3f}, {max(values):.3f}]" if len(values) > 1 else ""
         epochs = ", ".join(str(cell["epoch"]) for cell in own)
         rows.append([name, str(len(own)), f"{np.mean(values):.3f}{spread}", epochs, f"{np.mean(seconds):.0f}"])
-    table = markdown(["network", "seeds", "NDCG@10", "best epoch", "CPU s"], rows)
-    (RESULTS / "sasrec_size.md").write_text(f"Made by `python experiments/sasrec_size.py`.\n\n{table}\n")
-    print(table)
+    return markdown(["network", "seeds", "NDCG@10", "best epoch", "CPU s"], rows)
 
 
 def measure(data: Dataset, seed: int, layers: int = 2, width: int = 64, **more) -> dict:
-    """NDCG@10 on the validation users after the best epoch, that epoch, and the CPU seconds of the training."""
+    """As `measured`, of SASRec in another size."""
     settings = replace(Settings(), layers=layers, width=width)
-    examples = split_examples(data, "val", "next", history=20, candidates=20, seed=2025)
     torch.manual_seed(seed)
-    network, values, begun = Sized(len(data.catalog), settings, **more), [], time.process_time()
+    return measured(data, seed, Sized(len(data.catalog), settings, **more), settings)
+
+
+def measured(data: Dataset, seed: int, network: nn.Module, settings: Settings) -> dict:
+    """NDCG@10 on the validation users after the best epoch, that epoch, and the CPU seconds of the training."""
+    examples = split_examples(data, "val", "next", history=20, candidates=20, seed=2025)
+    values, begun = [], time.process_time()
 
     def validate() -> float:
         answers = answer_with_scorer(network_scorer(network, examples), examples, "next")
