@@ -40,7 +40,8 @@ from hanorec.evaluation.recommenders import NETWORKS, network_scorer, train_netw
 from hanorec.evaluation.report import markdown
 from hanorec.training.options import EvaluationOptions
 
-CHOSEN = ["ml-100k-20", "ml-100k-5", "ml-100k-small", "ml-100k-bare"]
+CHOSEN = ["ml-100k-20", "ml-100k-5", "ml-100k-small", "ml-100k-bare", "ml-100k-bare-5"]
+SHORTER = {"ml-100k-bare-5": ("ml-100k-bare", 5)}  # what is trained, and the most items in a history of the evaluation
 SETTINGS = [*SFT_TRIALS, *CHOSEN]
 SASREC = {  # most items in a history, and --reorder
     "sasrec-20": (20, 0),
@@ -86,10 +87,11 @@ def main() -> None:
 
 def run_cell(name: str, seed: int, runs: Path, scripts: Scripts) -> dict:
     """Train a setting and measure it; returns the content of its file. Errors: DataError where a script fails."""
-    start = make_start(name, seed, runs, scripts, any_code=True)
+    trained, _ = SHORTER.get(name, (name, None))
+    start = make_start(trained, seed, runs, scripts, any_code=True)
     if "failed" in start:
         raise DataError(f"{name}, seed {seed}: {start['failed']}")
-    run, content = start_folder(name, seed, runs), {"setting": name, "seed": seed, **start}
+    run, content = start_folder(trained, seed, runs), {"setting": name, "seed": seed, **start}
     if name not in SFT_TRIALS:
         evaluation = evaluation_command(name, run, runs)
         try:
@@ -97,7 +99,7 @@ def run_cell(name: str, seed: int, runs: Path, scripts: Scripts) -> dict:
         except Failed as error:
             raise DataError(f"{name}, seed {seed}: {error}") from None
         content |= {"evaluation": " ".join(evaluation), "evaluation_seconds": rounded(seconds), **places_of_users(run)}
-    return content | {"command": " ".join(start_command(name, seed, runs))} | course(run)
+    return content | {"command": " ".join(start_command(trained, seed, runs))} | course(run)
 
 
 def run_sasrec(name: str, seed: int, runs: Path) -> dict:
@@ -128,8 +130,9 @@ def run_sasrec(name: str, seed: int, runs: Path) -> dict:
 def evaluation_command(name: str, run: Path, runs: Path) -> list[str]:
     """evaluate.py: the model, with grey and exchanged images too if it sees any, and what knows items by number."""
     places = ["--runs", str(run), "--data", str(runs / "data" / REAL), "--cache", str(runs / "cache")]
-    sees = ["full"] if "title" in STARTS[name][1] else ["full", "blank", "shuffled"]
-    views = ["--split", "test", "--modality", *sees]
+    trained, history = SHORTER.get(name, (name, None))
+    sees = ["full"] if "title" in STARTS[trained][1] else ["full", "blank", "shuffled"]
+    views = ["--split", "test", *(["--history", str(history)] if history else []), "--modality", *sees]
     return ["evaluate.py", *places, *views, "--baselines", "popularity", "co-occurrence"]
 
 
@@ -175,19 +178,22 @@ def tables(results: Path) -> str:
 
 def with_sasrec(cell: dict, of: dict[str, list[dict]]) -> dict:
     """A cell with the rows of SASRec of the same history and seed, where they are there."""
+    given = cell["evaluation"] if cell["setting"] in SHORTER else cell["command"]
     for name, (history, _) in SASREC.items():
         for other in of[name]:
-            if other["seed"] == cell["seed"] and f"--history {history} " in cell["command"]:
+            if other["seed"] == cell["seed"] and f"--history {history} " in given:
                 cell = cell | {part: cell[part] | other[part] for part in ("ahead", "tied")}
     return cell
 
 
 def options_of(name: str) -> str:
     """Options of train_sft.py that tell a setting from the others."""
-    own = STARTS[name][1][len(REAL_SFT) :]
-    trained = "--train-vision" in own
+    trained, history = SHORTER.get(name, (name, None))
+    own = STARTS[trained][1][len(REAL_SFT) :]
+    vision = "--train-vision" in own
     shown = " ".join(option for option in own if option != "--train-vision")
-    return f"`{shown}`" + ("" if trained else " without `--train-vision`")
+    how = f"`{shown}`" + ("" if vision else " without `--train-vision`")
+    return how + (f", evaluated with `--history {history}`," if history else "")
 
 
 def trial_row(name: str, cells: list[dict]) -> list[str]:

@@ -16,7 +16,7 @@ from hanorec.training.options import EvaluationOptions, SFTOptions, parse
 
 sys.path.insert(0, str(ROOT / "experiments"))
 
-from real_sft import SETTINGS, evaluation_command, run_cell, run_sasrec, tables
+from real_sft import SETTINGS, SHORTER, evaluation_command, run_cell, run_sasrec, tables
 from study_cells import start_command
 from study_run import Failed, Scripts, make_catalogues, write_cell
 from study_worlds import REAL, STARTS
@@ -49,13 +49,15 @@ def no_weights(monkeypatch):
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_scripts_take_the_commands(name, monkeypatch):
-    monkeypatch.setattr(sys, "argv", start_command(name, 3, Path("runs")))
+    trained = SHORTER.get(name, (name, None))[0]
+    monkeypatch.setattr(sys, "argv", start_command(trained, 3, Path("runs")))
     options = parse(SFTOptions)
     assert (options.windows, options.seed, options.data) == ("nested", 3, "runs/data/ml-100k")
     monkeypatch.setattr(sys, "argv", evaluation_command(name, Path("runs/x"), Path("runs")))
     options = parse(EvaluationOptions)
+    assert options.history == (5 if name == "ml-100k-bare-5" else None)
     assert options.split == "test" and len(baseline_names(options.baselines)) == 2
-    assert options.modality == (["full"] if "--item-view" in STARTS[name][1] else ["full", "blank", "shuffled"])
+    assert options.modality == (["full"] if "--item-view" in STARTS[trained][1] else ["full", "blank", "shuffled"])
 
 
 def test_a_cell_holds_places_and_the_table_is_of_its_places(tmp_path, monkeypatch):
