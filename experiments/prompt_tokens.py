@@ -14,19 +14,17 @@ experiments/results/prompt_tokens.json, and an interrupted run goes on where it 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
-from sasrec_size import measured, table_of
+from sasrec_size import measured, run_steps
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
-from hanorec.data.dataset import open_dataset
+from hanorec.data.dataset import Dataset, open_dataset
 from hanorec.errors import exit_on_user_error
 from hanorec.evaluation.recommenders import Settings
 
-RESULTS = Path(__file__).resolve().parent / "results"
 STEPS: dict[str, dict] = {
     "Llama's layers, predicting at an item": {},
     "rows in other orders": dict(reorder=4),
@@ -104,21 +102,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     args = parser.parse_args()
     torch.set_num_threads(1)
-    data, path = open_dataset(args.data), RESULTS / "prompt_tokens.json"
-    cells = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    for seed in args.seeds:
-        for name, step in STEPS.items():
-            key = f"{name}, seed {seed}"
-            if key not in cells:
-                tokens = {option: value for option, value in step.items() if option != "reorder"}
-                settings = Settings(length=20, epochs=60, reorder=step.get("reorder", 0))
-                torch.manual_seed(seed)
-                cells[key] = measured(data, seed, Prompted(len(data.catalog), settings, **tokens), settings)
-                path.write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
-            print(f"{key}: {cells[key]['NDCG@10']:.4f}", flush=True)
-    table = table_of(STEPS, cells)
-    (RESULTS / "prompt_tokens.md").write_text(f"Made by `python experiments/prompt_tokens.py`.\n\n{table}\n")
-    print(table)
+    data = open_dataset(args.data)
+    run_steps("prompt_tokens", STEPS, args.seeds, lambda seed, step: measure(data, seed, **step))
+
+
+def measure(data: Dataset, seed: int, reorder: int = 0, **tokens) -> dict:
+    """As `measured`, of Llama's layers with the tokens of a prompt."""
+    settings = Settings(length=20, epochs=60, reorder=reorder)
+    torch.manual_seed(seed)
+    return measured(data, seed, Prompted(len(data.catalog), settings, **tokens), settings)
 
 
 if __name__ == "__main__":

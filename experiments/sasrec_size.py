@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,17 +68,23 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     args = parser.parse_args()
     torch.set_num_threads(1)
-    data, path = open_dataset(args.data), RESULTS / "sasrec_size.json"
+    data = open_dataset(args.data)
+    run_steps("sasrec_size", STEPS, args.seeds, lambda seed, size: measure(data, seed, **size))
+
+
+def run_steps(name: str, steps: dict[str, dict], seeds: Sequence[int], measure: Callable[[int, dict], dict]) -> None:
+    """Measure every step with every seed, unless experiments/results/<name>.json has it, and write <name>.md."""
+    path = RESULTS / f"{name}.json"
     cells = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    for seed in args.seeds:
-        for name, size in STEPS.items():
-            key = f"{name}, seed {seed}"
+    for seed in seeds:
+        for step, changes in steps.items():
+            key = f"{step}, seed {seed}"
             if key not in cells:
-                cells[key] = measure(data, seed, **size)
+                cells[key] = measure(seed, changes)
                 path.write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
             print(f"{key}: {cells[key]['NDCG@10']:.4f}", flush=True)
-    table = table_of(STEPS, cells)
-    (RESULTS / "sasrec_size.md").write_text(f"Made by `python experiments/sasrec_size.py`.\n\n{table}\n")
+    table = table_of(steps, cells)
+    path.with_suffix(".md").write_text(f"Made by `python experiments/{name}.py`.\n\n{table}\n", encoding="utf-8")
     print(table)
 
 

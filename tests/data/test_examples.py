@@ -166,6 +166,8 @@ def test_each_cut_has_another_order_and_the_seed_says_which(data):
     assert len(found) == len(straight) and straight != found
     assert [e.targets for e in found[:half]] != [e.targets for e in found[half:]]
     assert [e.targets for e in straight[:half]] == [e.targets for e in straight[half:]]
+    more = split_examples(data, "train", "next", **drawn | {"cuts": 3}, reorder=3)  # more cuts than places to cut at
+    assert more[: len(found) // 2] == found[:half] and len(more) == 3 * half
 
 
 def test_without_rejected_responses_there_are_as_many_candidates_as_asked_for(data):

@@ -103,7 +103,7 @@ def split_examples(
         for name, given in (("cuts", cuts > 1), ("reorder", reorder > 0)):
             if given and windows != "nested":
                 raise DataError(f"--{name}: is of nested windows, and these are not ({windows})")
-        if cuts > length and not reorder:
+        if cuts > length and reorder < 2:
             raise DataError(f"--cuts {cuts}: chunks of {length} items can be cut at {length} places")
         found = []
         for cut in range(cuts):

@@ -93,7 +93,7 @@ def windows(
     The targets are `targets` consecutive items, the history the `history` items before them or as many as there are.
     Nested windows cut a row into chunks instead, from its end, so that each history begins where its chunk does: it
     grows from 1 item to `history`, and then begins anew; `shift` moves the cuts by so many items. Each row is first put
-    in a `near_order` of `reorder` places.
+    in a `near_order` of `reorder` places, drawn by `generator`.
 
     Where a user chose a target before, the history would hold the answer: those occurrences are left out of it, and
     such a nested window is skipped. A window is skipped if its history then has fewer than `minimum_history` items, or
