@@ -105,12 +105,19 @@ def split_examples(
                 raise DataError(f"--{name}: is of nested windows, and these are not ({windows})")
         if cuts > length and reorder < 2:
             raise DataError(f"--cuts {cuts}: chunks of {length} items can be cut at {length} places")
-        found = []
-        for cut in range(cuts):
-            chosen = dict(history=length, targets=targets, which=windows, shift=length * cut // cuts)
-            generator = rng(seed, "reorder", cut)
-            found.append(cut_windows(sequences, **chosen, reorder=reorder, generator=generator))
-        all_windows, skipped = [window for windows, _ in found for window in windows], found[0][1]
+        found = [
+            cut_windows(
+                sequences,
+                history=length,
+                targets=targets,
+                which=windows,
+                shift=length * cut // cuts,
+                reorder=reorder,
+                generator=rng(seed, "reorder", cut),
+            )
+            for cut in range(cuts)
+        ]
+        all_windows, skipped = [window for cut_at, _ in found for window in cut_at], found[0][1]
     if skipped:
         warnings.warn(
             f"{data.folder / f'{split}.tsv'}: {skipped} of {len(sequences)} rows are too short for "
