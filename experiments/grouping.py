@@ -2,10 +2,9 @@
 """Does it matter that a batch holds prompts of similar length?
 
     python experiments/grouping.py --data DIR --backbone runs/tiny-ml-100k --seeds 1 2 3
-    python experiments/grouping.py mixed --output runs/toy-mixed     one training, train_sft.py's options
 
-SFT over a quarter of the training windows, read one by one, with batches of similar lengths (as train_sft.py makes
-them) and with batches drawn from all. Then evaluate.py on the validation users, with true and grey images. The result
+SFT over a quarter of the training windows, read one by one, with batches of similar lengths and with batches drawn from
+all (`--mixed-lengths`). Then evaluate.py on the validation users, with true and grey images. The result
 of an order and a seed is one file in experiments/results/grouping/, and is not made again where the file is there; the
 table is of all of them: experiments/results/grouping.md.
 """
@@ -15,14 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 
-import hanorec.training.loop as loop
 from hanorec.data.dataset import open_dataset
 from hanorec.data.interactions import windows
 from hanorec.errors import exit_on_user_error
@@ -54,7 +51,8 @@ def main() -> None:
             if cell.is_file():
                 continue
             train = [*of_one, "--output", str(run), "--cache", str(args.runs / "cache"), "--seed", str(seed)]
-            call(__file__, order, *train, "--windows", "every", "--overwrite")
+            mixed = ["--mixed-lengths"] if order == "mixed" else []
+            call(ROOT / "train_sft.py", *train, *mixed, "--windows", "every", "--overwrite")
             views = ["--split", "val", "--modality", "full", "blank", "--baselines", "popularity"]
             call(ROOT / "evaluate.py", "--runs", str(run), "--cache", str(args.runs / "cache"), *views)
             measures = json.loads((run / "evaluation-val-next.json").read_text(encoding="utf-8"))["measures"]
@@ -68,15 +66,6 @@ def main() -> None:
 
 def call(script: str | Path, *arguments: str) -> None:
     subprocess.run([sys.executable, str(script), *arguments], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-
-
-def train(order: str, arguments: list[str]) -> None:
-    """train_sft.py with batches in one of `ORDERS`."""
-    if order == "mixed":
-        sorted_order = loop.epoch_order
-        loop.epoch_order = lambda lengths, *rest: sorted_order([0] * len(lengths), *rest)
-    sys.argv = ["train_sft.py", *arguments]
-    runpy.run_path(str(ROOT / "train_sft.py"), run_name="__main__")
 
 
 def table(cells: list[dict]) -> str:
@@ -99,7 +88,4 @@ def spread(values: np.ndarray) -> str:
 
 if __name__ == "__main__":
     with exit_on_user_error():
-        if sys.argv[1:2] and sys.argv[1] in ORDERS:
-            train(sys.argv[1], sys.argv[2:])
-        else:
-            main()
+        main()

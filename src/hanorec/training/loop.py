@@ -85,7 +85,7 @@ class Run:
             self.epoch = self.step // steps_per_epoch
             if order_of != self.epoch:
                 order_of = self.epoch
-                order = epoch_order(lengths, size, self.options.seed, self.epoch)
+                order = epoch_order(lengths, size, self.options.seed, self.epoch, mixed=self.options.mixed_lengths)
             batch = order[self.step % steps_per_epoch]
             self.users = [users[i] for i in batch]
             yield batch
@@ -269,13 +269,14 @@ def _mixed(*numbers: int) -> int:
     return int(np.random.SeedSequence([number % 2**32 for number in numbers]).generate_state(1, np.uint64)[0]) >> 1
 
 
-def epoch_order(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[list[int]]:
+def epoch_order(lengths: Sequence[int], size: int, seed: int, epoch: int, *, mixed: bool = False) -> list[list[int]]:
     """All examples in batches of `size` (the last one in what is left), in an order that seed and epoch decide. So that
-    little is padded, every 50 batches' worth of the shuffled examples is sorted by length before it is cut."""
+    little is padded, every 50 batches' worth of the shuffled examples is sorted by length before it is cut, unless
+    lengths are to be `mixed`."""
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(lengths))
     length = np.asarray(lengths)
-    for start in range(0, len(order), 50 * size):
+    for start in range(0, 0 if mixed else len(order), 50 * size):
         block = order[start : start + 50 * size]
         order[start : start + 50 * size] = block[np.argsort(length[block], kind="stable")]
     result = [order[at : at + size].tolist() for at in range(0, len(order), size)]

@@ -136,6 +136,11 @@ class OptimizationOptions:
         "nearest on average, at least one",
         least=1,
     )
+    mixed_lengths: bool = switch(
+        False,
+        "draw a step's prompts from all, in place of prompts of similar length; costs padding where a step is one "
+        "forward, and makes large steps alike",
+    )
     learning_rate: float = option(1e-4, "peak of AdamW's learning rate, before it falls to zero in a cosine", least=0)
     warmup: float = option(0.03, "share of the steps in which the learning rate rises", least=0, most=1)
     weight_decay: float = option(0.01, "AdamW's weight decay, on matrices only", least=0)
