@@ -40,8 +40,11 @@ from hanorec.evaluation.recommenders import NETWORKS, network_scorer, train_netw
 from hanorec.evaluation.report import markdown
 from hanorec.training.options import EvaluationOptions
 
-CHOSEN = ["ml-100k-20", "ml-100k-5", "ml-100k-small", "ml-100k-bare", "ml-100k-bare-5"]
-SHORTER = {"ml-100k-bare-5": ("ml-100k-bare", 5)}  # what is trained, and the most items in a history of the evaluation
+SHORTER = {  # what is trained, and the most items in a history of the evaluation
+    "ml-100k-bare-5": ("ml-100k-bare", 5),
+    "ml-100k-mixed-5": ("ml-100k-mixed", 5),
+}
+CHOSEN = ["ml-100k-20", "ml-100k-5", "ml-100k-small", "ml-100k-bare", "ml-100k-mixed", *SHORTER]
 SETTINGS = [*SFT_TRIALS, *CHOSEN]
 SASREC = {  # most items in a history, and --reorder
     "sasrec-20": (20, 0),

@@ -51,6 +51,7 @@ _TWENTY_PASSES = ("--cuts", "5", "--batch-size", "40")  # in 4 epochs
 _EIGHT_PASSES = ("--dropout", "0.1", "--batch-size", "40")
 _SMALL_REAL = ("--dropout", "0.3", "--batch-size", "1000", "--learning-rate", "2e-3", "--validate-every", "200",
                "--item-view", "title")  # fmt: skip
+_REORDERED = ("--cuts", "20", "--reorder", "4", *_SMALL_REAL)
 _EARLY = ("--max-steps", "500", "--windows", "every", "--validate-every", "200", "--train-vision")
 STARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "full": ("toy", ("--epochs", "2")),
@@ -65,7 +66,8 @@ STARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "ml-100k-20": _real("whole-titles", 20, 1, "--cuts", "8", *_EIGHT_PASSES),
     "ml-100k-5": _real("whole-titles", 5, 2, "--cuts", "4", *_EIGHT_PASSES),
     "ml-100k-small": _real("small", 20, 5, "--cuts", "8", *_SMALL_REAL, vision=()),
-    "ml-100k-bare": _real("bare", 20, 6, "--cuts", "20", "--reorder", "4", *_SMALL_REAL, vision=()),
+    "ml-100k-bare": _real("bare", 20, 6, *_REORDERED, vision=()),
+    "ml-100k-mixed": _real("bare", 20, 6, *_REORDERED, "--mixed-lengths", vision=()),
     "ml-100k-early": _real("whole-titles", 20, 1, "--cuts", "8", *_EIGHT_PASSES, "--max-steps", "1000"),
 }
 SFT_TRIALS = {  # of SFT on real data, measured on validation users alone

@@ -55,7 +55,7 @@ def test_the_scripts_take_the_commands(name, monkeypatch):
     assert (options.windows, options.seed, options.data) == ("nested", 3, "runs/data/ml-100k")
     monkeypatch.setattr(sys, "argv", evaluation_command(name, Path("runs/x"), Path("runs")))
     options = parse(EvaluationOptions)
-    assert options.history == (5 if name == "ml-100k-bare-5" else None)
+    assert options.history == (5 if name in SHORTER else None)
     assert options.split == "test" and len(baseline_names(options.baselines)) == 2
     assert options.modality == (["full"] if "--item-view" in STARTS[trained][1] else ["full", "blank", "shuffled"])
 
