@@ -45,6 +45,7 @@ SHORTER = {  # what is trained, and the most items in a history of the evaluatio
     "ml-100k-mixed-5": ("ml-100k-mixed", 5),
 }
 CHOSEN = ["ml-100k-20", "ml-100k-5", "ml-100k-small", "ml-100k-bare", "ml-100k-mixed", *SHORTER]
+MEANS = "Means over seeds; what SFT has more, paired, with 95 % intervals over users and seeds."
 SETTINGS = [*SFT_TRIALS, *CHOSEN]
 SASREC = {  # most items in a history, and --reorder
     "sasrec-20": (20, 0),
@@ -169,12 +170,14 @@ def tables(results: Path) -> str:
     if rows:
         header = ["options", "seeds", "NDCG@10", "CPU minutes"]
         parts.append("Trials on validation users: mean [least, most] over seeds.\n\n" + markdown(header, rows))
-    for name in filter(of.get, CHOSEN):
-        minutes = np.mean([cell["seconds"]["cpu"] for cell in of[name]]) / 60
+    chosen = {name: of[name] for name in CHOSEN if of[name]}
+    with_it = {name: cells for name, cells in chosen.items() if all("SASRec" in cell["ahead"] for cell in cells)}
+    if with_it:
+        parts.append(f"The chosen settings on test users. {MEANS}\n\n{overview(with_it)}")
+    for name, cells in chosen.items():
         parts.append(
-            f"{options_of(name)} on test users. Seeds: {len(of[name])}, CPU minutes of each: {minutes:.0f}. "
-            "Means over seeds; what SFT has more, paired, with 95 % intervals over users and seeds.\n\n"
-            f"{test_table(of[name])}"
+            f"`{name}`: {options_of(name)} on test users. Seeds: {len(cells)}, CPU minutes of each: "
+            f"{minutes(cells):.0f}. {MEANS}\n\n{test_table(cells)}"
         )
     return "\n\n".join(parts) + "\n"
 
@@ -201,21 +204,38 @@ def options_of(name: str) -> str:
 
 def trial_row(name: str, cells: list[dict]) -> list[str]:
     best = [max(cell["validation"]["validation"]) for cell in cells]
-    minutes = np.mean([cell["seconds"]["cpu"] for cell in cells]) / 60
     figure = f"{np.mean(best):.3f}" + (f" [{min(best):.3f}, {max(best):.3f}]" if len(best) > 1 else "")
-    return [options_of(name), str(len(cells)), figure, f"{minutes:.1f}"]
+    return [options_of(name), str(len(cells)), figure, f"{minutes(cells):.1f}"]
+
+
+def minutes(cells: list[dict]) -> float:
+    """CPU minutes of a training, the mean over the cells."""
+    return float(np.mean([cell["seconds"]["cpu"] for cell in cells])) / 60
+
+
+def overview(of: dict[str, list[dict]]) -> str:
+    """A row for each setting: what it takes, and how far it is from popularity and from SASRec."""
+    others = (("popularity", "HR@1"), ("SASRec", "HR@1"), ("SASRec", "NDCG@10"))
+    rows = []
+    for name, cells in of.items():
+        own, _ = mean_and_more(cells, "SFT", "HR@1")
+        more = [mean_and_more(cells, *other)[1] for other in others]
+        rows.append([f"`{name}`", str(len(cells)), f"{minutes(cells):.0f}", own, *more])
+    header = ["setting", "seeds", "CPU minutes", "HR@1", *(f"against {row}: {measure}" for row, measure in others)]
+    return markdown(header, rows)
 
 
 def test_table(cells: list[dict]) -> str:
-    rows = []
-    for row in cells[0]["ahead"]:
-        line = [row]
-        for measure in ("HR@1", "NDCG@10"):
-            own = np.stack([values(cell, row, measure) for cell in cells])
-            sft = np.stack([values(cell, "SFT", measure) for cell in cells])
-            line += [f"{own.mean():.3f}", shown(None if row == "SFT" else paired_difference(sft - own), False)]
-        rows.append(line)
+    rows = [
+        [row, *mean_and_more(cells, row, "HR@1"), *mean_and_more(cells, row, "NDCG@10")] for row in cells[0]["ahead"]
+    ]
     return markdown(["method", "HR@1", "SFT: more HR@1", "NDCG@10", "SFT: more NDCG@10"], rows)
+
+
+def mean_and_more(cells: list[dict], row: str, measure: str) -> tuple[str, str]:
+    """The mean of a row's measure over users and seeds, and what SFT has more of it."""
+    own, sft = (np.stack([values(cell, name, measure) for cell in cells]) for name in (row, "SFT"))
+    return f"{own.mean():.3f}", shown(None if row == "SFT" else paired_difference(sft - own), False)
 
 
 def values(cell: dict, row: str, measure: str) -> np.ndarray:

@@ -73,6 +73,18 @@ def test_a_cell_holds_places_and_the_table_is_of_its_places(tmp_path, monkeypatc
     assert rows["popularity"][0].strip() == "0.000" and rows["popularity"][1].strip().startswith("+0.500 [")
 
 
+def test_the_overview_says_how_far_each_setting_is_from_sasrec(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed in (1, 2):
+        write_cell(tmp_path / "results" / f"a--{seed}.json", run_cell("ml-100k-20", seed, Path("runs"), Pretended()))
+        sasrec = {"setting": "sasrec-20", "seed": seed, "ahead": {"SASRec": "2j"}, "tied": {}}
+        write_cell(tmp_path / "results" / f"b--{seed}.json", sasrec)
+    (row,) = [line for line in tables(tmp_path / "results").splitlines() if line.startswith("| `ml-100k-20`")]
+    cells = [cell.strip() for cell in row.split("|")[2:-1]]
+    assert cells[:3] == ["2", "2", "0.500"]  # seeds, minutes, HR@1: the target of one of two users comes first
+    assert cells[3].startswith("+0.500 [")  # of SASRec's none
+
+
 def test_sasrec_of_the_same_history_and_seed_stands_beside_sft(toy_folder, tmp_path, monkeypatch):
     """One of its cells is of a real training, on a toy catalogue in the place of the real one."""
     (tmp_path / "data").mkdir()
