@@ -4,9 +4,9 @@
     python experiments/grouping.py --data DIR --backbone runs/tiny-ml-100k --seeds 1 2 3
 
 SFT over a quarter of the training windows, read one by one, with batches of similar lengths and with batches drawn from
-all (`--mixed-lengths`). Then evaluate.py on the validation users, with true and grey images. The result
-of an order and a seed is one file in experiments/results/grouping/, and is not made again where the file is there; the
-table is of all of them: experiments/results/grouping.md.
+all (`--mixed-lengths`). Then evaluate.py on the validation users, with true and grey images. The result of an order and
+a seed is one file in experiments/results/grouping/, and is not made again where the file is there; the table is of all
+of them: experiments/results/grouping.md.
 """
 
 from __future__ import annotations

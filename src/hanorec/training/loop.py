@@ -275,9 +275,10 @@ def epoch_order(lengths: Sequence[int], size: int, seed: int, epoch: int, *, mix
     lengths are to be `mixed`."""
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(lengths))
-    length = np.asarray(lengths)
-    for start in range(0, 0 if mixed else len(order), 50 * size):
-        block = order[start : start + 50 * size]
-        order[start : start + 50 * size] = block[np.argsort(length[block], kind="stable")]
+    if not mixed:
+        length = np.asarray(lengths)
+        for start in range(0, len(order), 50 * size):
+            block = order[start : start + 50 * size]
+            order[start : start + 50 * size] = block[np.argsort(length[block], kind="stable")]
     result = [order[at : at + size].tolist() for at in range(0, len(order), size)]
     return [result[k] for k in generator.permutation(len(result))]

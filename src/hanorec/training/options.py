@@ -138,8 +138,8 @@ class OptimizationOptions:
     )
     mixed_lengths: bool = switch(
         False,
-        "draw a step's prompts from all, in place of prompts of similar length; costs padding where a step is one "
-        "forward, and makes large steps alike",
+        "draw a step's prompts from all, in place of prompts of similar length: more padding, and over nested windows "
+        "steps that have about as many targets each",
     )
     learning_rate: float = option(1e-4, "peak of AdamW's learning rate, before it falls to zero in a cosine", least=0)
     warmup: float = option(0.03, "share of the steps in which the learning rate rises", least=0, most=1)
