@@ -44,7 +44,7 @@ SHORTER = {  # what is trained, and the most items in a history of the evaluatio
     "ml-100k-bare-5": ("ml-100k-bare", 5),
     "ml-100k-mixed-5": ("ml-100k-mixed", 5),
 }
-CHOSEN = ["ml-100k-20", "ml-100k-5", "ml-100k-small", "ml-100k-bare", "ml-100k-mixed", *SHORTER]
+CHOSEN = ["ml-100k-20", "ml-100k-5", "ml-100k-small", "ml-100k-bare", "ml-100k-mixed", *SHORTER, "ml-100k-then-5"]
 MEANS = "Means over seeds; what SFT has more, paired, with 95 % intervals over users and seeds."
 SETTINGS = [*SFT_TRIALS, *CHOSEN]
 SASREC = {  # most items in a history, and --reorder

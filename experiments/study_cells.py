@@ -98,8 +98,18 @@ def start_folder(start: str, seed: int, folder: Path) -> Path:
 def start_command(start: str, seed: int, folder: Path) -> list[str]:
     """train_sft.py for a start. folder: where runs and catalogues are kept."""
     catalogue, options = STARTS[start]
-    options = tuple(str(fitted_folder(name, folder)) if name in BACKBONES else name for name in options)
+    places = {name: fitted_folder(name, folder) for name in BACKBONES}
+    if before := start_before(start):
+        places[before] = start_folder(before, seed, folder)
+    options = tuple(str(places.get(option, option)) for option in options)
     return ["train_sft.py", *_places(folder / "data" / catalogue, start_folder(start, seed, folder), seed), *options]
+
+
+def start_before(start: str) -> str | None:
+    """The start whose weights a start trains on from, if any."""
+    options = STARTS[start][1]
+    backbone = options[options.index("--backbone") + 1] if "--backbone" in options else ""
+    return backbone if backbone in STARTS and backbone not in BACKBONES else None
 
 
 def fitted_folder(backbone: str, folder: Path) -> Path:
@@ -155,7 +165,9 @@ def fingerprint(cell: Cell) -> dict[str, str]:
 
 def start_fingerprint(start: str, seed: int) -> dict[str, str]:
     """The same for the weights of an SFT start."""
-    settings = [start_command(start, seed, Path("runs")), described(STARTS[start][0])]
+    settings: list = [start_command(start, seed, Path("runs")), described(STARTS[start][0])]
+    if before := start_before(start):
+        settings.append(start_fingerprint(before, seed)["settings"])
     return {"settings": content_fingerprint(json.dumps(settings))[:16], "code": code_fingerprint()}
 
 

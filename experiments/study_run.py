@@ -29,6 +29,7 @@ from study_cells import (
     fingerprint,
     fitted_folder,
     same,
+    start_before,
     start_command,
     start_fingerprint,
     start_folder,
@@ -138,14 +139,21 @@ def use_real(place: Path, real: Path | None, folder: Path) -> None:
 
 
 def make_start(name: str, seed: int, folder: Path, scripts: Scripts, any_code: bool) -> dict:
-    """An SFT start, trained unless it is there: the fingerprint of its weights, and the seconds it took. Where the
-    script fails, the reason (`failed`). Errors: Stopped."""
+    """An SFT start, trained unless it is there: the fingerprint of its weights, and the seconds it took, those of the
+    start that it trains on from among them. Where the script fails, the reason (`failed`). Errors: Stopped."""
     start, mark = start_folder(name, seed, folder), start_fingerprint(name, seed)
     known = read_json(start / "study.json")
     if (start / "finished.json").is_file() and known is not None and same(known["fingerprint"], mark, any_code):
         return known
+    spent = {"wall": 0.0, "cpu": 0.0}
+    if before := start_before(name):
+        made = make_start(before, seed, folder, scripts, any_code)
+        if "failed" in made:
+            return made
+        spent = made["seconds"]
     try:
         seconds = scripts.run(start_command(name, seed, folder), folder / f"{start.name}.log")
+        seconds = {clock: spent[clock] + more for clock, more in seconds.items()}
     except Failed as error:
         return {"failed": f"SFT start {name}: {error}"}
     made = {"fingerprint": mark, "weights": model_fingerprint(start)[:16], "seconds": rounded(seconds)}

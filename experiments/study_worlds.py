@@ -26,7 +26,7 @@ CATALOGUES: dict[str, Catalogue | None] = {
 # SFT starts: catalogue, and options of train_sft.py. Steps of the long ones are what five minutes allow. All but
 # `full`, `full-every`, `long-frozen`, `small` and those with vision=() train the vision tower, too, as every SFT did
 # when their cells were made. `full` trains half an epoch longer than is the default now; two others read each window
-# alone, as SFT once did.
+# alone, as SFT once did. A --backbone that is the name of a start is that start's weights, of the same seed.
 _TWENTY = ("--history", "20")
 _LONG_FROZEN = (*_TWENTY, "--windows", "nested", "--max-steps", "600")
 _LONG_SFT = (*_LONG_FROZEN, "--train-vision")
@@ -52,6 +52,7 @@ _EIGHT_PASSES = ("--dropout", "0.1", "--batch-size", "40")
 _SMALL_REAL = ("--dropout", "0.3", "--batch-size", "1000", "--learning-rate", "2e-3", "--validate-every", "200",
                "--item-view", "title")  # fmt: skip
 _REORDERED = ("--cuts", "20", "--reorder", "4", *_SMALL_REAL)
+_AFTERWARDS = ("--mixed-lengths", "--windows", "every", "--learning-rate", "5e-4", "--validate-every", "100")
 _EARLY = ("--max-steps", "500", "--windows", "every", "--validate-every", "200", "--train-vision")
 STARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "full": ("toy", ("--epochs", "2")),
@@ -68,6 +69,7 @@ STARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "ml-100k-small": _real("small", 20, 5, "--cuts", "8", *_SMALL_REAL, vision=()),
     "ml-100k-bare": _real("bare", 20, 6, *_REORDERED, vision=()),
     "ml-100k-mixed": _real("bare", 20, 6, *_REORDERED, "--mixed-lengths", vision=()),
+    "ml-100k-then-5": _real("ml-100k-mixed", 5, 6, *_SMALL_REAL, *_AFTERWARDS, vision=()),
     "ml-100k-early": _real("whole-titles", 20, 1, "--cuts", "8", *_EIGHT_PASSES, "--max-steps", "1000"),
 }
 SFT_TRIALS = {  # of SFT on real data, measured on validation users alone
@@ -85,6 +87,7 @@ SFT_TRIALS = {  # of SFT on real data, measured on validation users alone
     "ml-100k-long-dropout-0.15": _real("whole-titles", 20, 4, *_TWENTY_PASSES, "--dropout", "0.15"),
     "ml-100k-titles-8": _real("whole-titles", 20, 8),
     "ml-100k-frozen": _real("whole-titles", 20, 1, "--cuts", "8", *_EIGHT_PASSES, vision=()),
+    "ml-100k-20-mixed": _real("whole-titles", 20, 1, "--cuts", "8", *_EIGHT_PASSES, "--mixed-lengths"),
 }
 STARTS |= SFT_TRIALS
 

@@ -17,7 +17,7 @@ from hanorec.training.options import EvaluationOptions, SFTOptions, parse
 sys.path.insert(0, str(ROOT / "experiments"))
 
 from real_sft import SETTINGS, SHORTER, evaluation_command, run_cell, run_sasrec, tables
-from study_cells import start_command
+from study_cells import start_command, start_fingerprint
 from study_run import Failed, Scripts, make_catalogues, write_cell
 from study_worlds import REAL, STARTS
 
@@ -52,7 +52,8 @@ def test_the_scripts_take_the_commands(name, monkeypatch):
     trained = SHORTER.get(name, (name, None))[0]
     monkeypatch.setattr(sys, "argv", start_command(trained, 3, Path("runs")))
     options = parse(SFTOptions)
-    assert (options.windows, options.seed, options.data) == ("nested", 3, "runs/data/ml-100k")
+    windows = "every" if name == "ml-100k-then-5" else "nested"
+    assert (options.windows, options.seed, options.data) == (windows, 3, "runs/data/ml-100k")
     monkeypatch.setattr(sys, "argv", evaluation_command(name, Path("runs/x"), Path("runs")))
     options = parse(EvaluationOptions)
     assert options.history == (5 if name in SHORTER else None)
@@ -71,6 +72,18 @@ def test_a_cell_holds_places_and_the_table_is_of_its_places(tmp_path, monkeypatc
     rows = {line.split("|")[1].strip(): line.split("|")[2:] for line in text.splitlines() if line.startswith("|")}
     assert [cell.strip() for cell in rows["SFT"]][:2] == ["0.500", "–"]  # one of two users' targets is first
     assert rows["popularity"][0].strip() == "0.000" and rows["popularity"][1].strip().startswith("+0.500 [")
+
+
+def test_a_start_that_trains_on_is_made_after_the_one_before_and_counts_its_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scripts = Pretended()
+    content = run_cell("ml-100k-then-5", 2, Path("runs"), scripts)
+    before = Path("runs/start-ml-100k-mixed-2")
+    assert (before / "finished.json").is_file() and f"--backbone {before} " in content["command"]
+    assert content["seconds"] == {"wall": 120.0, "cpu": 240.0}
+    made = start_fingerprint("ml-100k-then-5", 2)
+    monkeypatch.setitem(STARTS, before.name[6:-2], (REAL, ("--epochs", "7")))
+    assert start_fingerprint("ml-100k-then-5", 2) != made
 
 
 def test_the_overview_says_how_far_each_setting_is_from_sasrec(tmp_path, monkeypatch):
