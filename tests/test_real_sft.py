@@ -82,7 +82,7 @@ def test_a_start_that_trains_on_is_made_after_the_one_before_and_counts_its_time
     assert (before / "finished.json").is_file() and f"--backbone {before} " in content["command"]
     assert content["seconds"] == {"wall": 120.0, "cpu": 240.0}
     made = start_fingerprint("ml-100k-then-5", 2)
-    monkeypatch.setitem(STARTS, before.name[6:-2], (REAL, ("--epochs", "7")))
+    monkeypatch.setitem(STARTS, "ml-100k-mixed", (REAL, ("--epochs", "7")))
     assert start_fingerprint("ml-100k-then-5", 2) != made
 
 
