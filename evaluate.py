@@ -22,7 +22,6 @@ from pathlib import Path
 from hanorec import distributed
 from hanorec.data.dataset import TOY_FOLDER, Dataset, open_dataset, split_examples
 from hanorec.data.examples import HISTORY, Example, listed_negatives
-from hanorec.data.interactions import rng
 from hanorec.errors import DataError, exit_on_user_error
 from hanorec.evaluation.baselines import baseline_answers, baseline_names
 from hanorec.evaluation.measures import (
@@ -31,12 +30,14 @@ from hanorec.evaluation.measures import (
     measures,
     measures_by_length,
     rows_by_length,
-    target_places,
+    target_positions,
 )
 from hanorec.evaluation.ranking import FullCatalog, answer_with_model
 from hanorec.evaluation.report import by_length_table, results_table, share_of_possible, user_lists
 from hanorec.models.images import CatalogImages
 from hanorec.models.prompts import Prompts
+from hanorec.randomness import rng
+from hanorec.related.release import release_split
 from hanorec.training.options import STANDARD, EvaluationOptions, apply_protocol, cache_folder, example_options, parse
 from hanorec.training.runs import load_run, read_config
 
@@ -57,7 +58,10 @@ def main() -> None:
     if options.negatives == "listed":
         lists = listed_negatives(data.folder, data.catalog)
         drawn |= {"negatives": "listed", "neighbours": lists, "rejected": drawn["candidates"] - 1}
-    examples = split_examples(data, options.split, users=options.users, protocol=protocol, **drawn)
+    if protocol == "release":
+        examples = release_split(data, options.split, str(options.task), users=options.users, seed=options.seed)
+    else:
+        examples = split_examples(data, options.split, users=options.users, **drawn)
     if distributed.is_main_process():
         file = data.folder / f"{options.split}.tsv"
         how = f"task {options.task}, protocol {protocol}, candidates: {options.candidates}"
@@ -202,7 +206,7 @@ def write_results(
         "by_history_length": by_length,
     }
     if options.task == "next":
-        places = {method: target_places(answers[method], examples) for method in measured}
+        places = {method: target_positions(answers[method], examples) for method in measured}
         content["per_user"] = {
             "users": [example.user for example in examples],
             "history": [len(example.history) for example in examples],

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hanorec import distributed
 from hanorec.cache import weights_fingerprint
-from hanorec.data.dataset import Dataset, open_dataset, split_examples
+from hanorec.data.dataset import Dataset, open_dataset
 from hanorec.data.examples import Example, groups, listed_negatives
 from hanorec.errors import exit_on_user_error
 from hanorec.evaluation.ranking import validate
@@ -33,25 +33,19 @@ from hanorec.losses import LossOutput, log_ratio_margin, perturbed_lora, policy_
 from hanorec.models.backbone import Backbone
 from hanorec.models.images import CatalogImages
 from hanorec.models.lora import add_lora, lora_options, prepare_for_training
-from hanorec.models.policy_negatives import check_pool, policy_negatives
 from hanorec.models.prompts import Prompts, windows_for
 from hanorec.models.scoring import score, score_all
-from hanorec.neighbourhood import refine
+from hanorec.randomness import seed_everything
+from hanorec.related.neighbourhoods import refine
+from hanorec.related.policy_negatives import check_pool, policy_negatives
+from hanorec.training.inputs import open_examples, validation_examples
 from hanorec.training.loop import MicroBatch, Run
 from hanorec.training.objective import choose_objective, takes
-from hanorec.training.optimization import (
-    adamw,
-    clip_gradients,
-    cosine_learning_rate,
-    rows_per_step,
-    seed_everything,
-    total_steps,
-)
+from hanorec.training.optimization import adamw, clip_gradients, cosine_learning_rate, rows_per_step, total_steps
 from hanorec.training.options import (
     DPOOptions,
     cache_folder,
     draws_of_negatives,
-    example_options,
     fill_defaults,
     parse,
 )
@@ -86,14 +80,14 @@ def main() -> None:
     similarities, neighbours = neighbourhood(reference, images, data, options, **kept)
     windows = windows_for(reference.layout, options.windows)
     draws = draws_of_negatives(options)
-    drawn = dict(windows=windows, users=options.train_users, **example_options(options))
+    drawn = dict(windows=windows, users=options.train_users, seed=options.seed)
     if options.negatives.startswith("policy"):
         examples = examples_from_policy(reference, prompts, data, options, options.rejected * draws, drawn, **kept)
     else:
         near = listed_negatives(data.folder, data.catalog) if options.negatives == "listed" else neighbours.numpy()
         drawn |= dict(rejected=options.rejected * draws, negatives=options.negatives, neighbours=near)
-        examples = split_examples(data, "train", **drawn)
-    held_out = split_examples(data, "val", users=options.validate_users, rejected=0, **example_options(options))
+        examples = open_examples(data, "train", options, **drawn)
+    held_out = validation_examples(data, options, seed=options.seed, users=options.validate_users)
     rows = groups(examples, nested=windows == "nested")  # the examples that one prompt x asks for
     x = [prompts.nested(row) for row in rows]
     y = [[title for e in row for title in (prompts.chosen(e), *prompts.rejected(e))] for row in rows]  # y_w, every y_l
@@ -178,7 +172,7 @@ def examples_from_policy(
 ) -> list[Example]:
     """Examples whose rejected items are drawn from a random pool by the reference's own probabilities."""
     check_pool(options.negative_pool, rejected, len(data.warm))
-    pools = split_examples(data, "train", rejected=options.negative_pool, **drawn)
+    pools = open_examples(data, "train", options, rejected=options.negative_pool, **drawn)
     with_modality = options.negatives == "policy-modality"
     return policy_negatives(
         reference,

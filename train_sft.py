@@ -16,30 +16,24 @@ from functools import partial
 import torch
 
 from hanorec import distributed
-from hanorec.data.dataset import open_dataset, split_examples
+from hanorec.data.dataset import open_dataset
 from hanorec.data.examples import groups
 from hanorec.errors import exit_on_user_error
 from hanorec.evaluation.ranking import validate
 from hanorec.models.images import CatalogImages, vision_trains
-from hanorec.models.lora import add_dropout, add_lora, freeze_vision, lora_options, prepare_for_training
+from hanorec.models.lora import add_lora, freeze_vision, lora_options, prepare_for_training
 from hanorec.models.prompts import Prompts, check_name_history, windows_for
 from hanorec.models.scoring import score
+from hanorec.randomness import seed_everything
+from hanorec.training.inputs import open_examples, validation_examples
 from hanorec.training.loop import Run
-from hanorec.training.optimization import (
-    adamw,
-    clip_gradients,
-    cosine_learning_rate,
-    rows_per_step,
-    seed_everything,
-    total_steps,
-)
+from hanorec.training.optimization import adamw, clip_gradients, cosine_learning_rate, rows_per_step, total_steps
 from hanorec.training.options import (
     STANDARD,
     SFTOptions,
     apply_protocol,
     cache_folder,
     check_lora_options,
-    example_options,
     parse,
 )
 from hanorec.training.runs import check_output, load_start, open_run, save_model
@@ -58,18 +52,17 @@ def main() -> None:
     windows = windows_for(policy.layout, options.windows)
     if options.name_history:
         check_name_history(policy.layout, options.protocol, options.item_view)
-    drawn = example_options(options) | ({} if options.list_candidates else {"candidates": 1, "rejected": 0})
-    cut = dict(cuts=options.cuts, reorder=options.reorder)
-    examples = split_examples(data, "train", windows=windows, users=options.train_users, **cut, **drawn)
-    held_out = split_examples(data, "val", users=options.validate_users, rejected=0, **example_options(options))
-    lora = options.lora == "on" or (options.lora == "auto" and policy.parameters > 20_000_000)
+    drawn = {} if options.list_candidates else {"candidates": 1, "rejected": 0}
+    examples = open_examples(
+        data, "train", options, seed=options.seed, users=options.train_users, windows=windows, **drawn
+    )
+    held_out = validation_examples(data, options, seed=options.seed, users=options.validate_users)
+    lora = options.lora == "on" or (options.lora == "auto" and policy.num_parameters > 20_000_000)
     check_lora_options(options, lora)
     if lora:
         policy = add_lora(policy, **lora_options(options))
     elif not options.train_vision:
         freeze_vision(policy)
-    if options.dropout:
-        add_dropout(policy, options.dropout)
     images = CatalogImages(
         policy,
         data.catalog.images,

@@ -30,7 +30,7 @@ from hanorec.models.images import scaled_down
 from hanorec.models.prompts import HISTORY
 
 QUESTION = "{image}Describe this image in one short sentence."
-TINY_QUESTION = f"{HISTORY}\n{{image}}{{title}}\nWhat is it?"  # what data/pretrain_tiny.py has asked: look and topic
+TINY_QUESTION = f"{HISTORY}\n{{image}}{{title}}\nWhat is it?"  # what tools/pretrain_tiny.py has asked: look and topic
 
 
 def main() -> None:

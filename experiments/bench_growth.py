@@ -20,6 +20,7 @@ import torch
 from bench_models import catalogue
 from bench_worker import memory
 
+from hanorec.data.batching import epoch_order
 from hanorec.data.catalog import read_catalog
 from hanorec.data.dataset import open_dataset, split_examples
 from hanorec.data.examples import Example
@@ -31,7 +32,6 @@ from hanorec.models.images import CatalogImages
 from hanorec.models.lora import add_lora
 from hanorec.models.prompts import Prompts
 from hanorec.models.scoring import score
-from hanorec.training.loop import epoch_order
 
 HISTORIES = (5, 10, 20, 50)
 CANDIDATES = (20, 100, 300, 1000)

@@ -21,6 +21,7 @@ from types import SimpleNamespace
 
 import torch
 
+from hanorec.data.batching import batches, epoch_order
 from hanorec.data.catalog import load_image
 from hanorec.data.dataset import open_dataset, split_examples
 from hanorec.hardness import embed_items, nearest, pair_hardness
@@ -31,8 +32,7 @@ from hanorec.models.images import CatalogImages
 from hanorec.models.lora import add_lora, freeze_vision
 from hanorec.models.packing import Packed, pack
 from hanorec.models.prompts import Prompts
-from hanorec.models.scoring import batches, score
-from hanorec.training.loop import epoch_order
+from hanorec.models.scoring import score
 from hanorec.training.optimization import adamw, clip_gradients
 from hanorec.training.pairs import chosen_and_rejected
 
@@ -134,7 +134,7 @@ def set_up(args: argparse.Namespace) -> SimpleNamespace:
         freeze_vision(backbone)
     begun = time.perf_counter()
     images = CatalogImages(backbone, files, frozen=args.side == "ours", progress=False)
-    facts = {"seconds_an_image": (time.perf_counter() - begun) / len(used), "parameters": backbone.parameters}
+    facts = {"seconds_an_image": (time.perf_counter() - begun) / len(used), "parameters": backbone.num_parameters}
     prompts = Prompts(backbone, images, data.catalog.titles, "next", list_candidates=True)
     if args.work == "rank":
         responses = [[prompts.name([item]) for item in example.candidates] for example in examples]

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from hanorec.data.batching import batches
 from hanorec.data.examples import Example
-from hanorec.data.interactions import rng
 from hanorec.evaluation import metrics
-from hanorec.evaluation.measures import rows_by_length, target_places
+from hanorec.evaluation.measures import rows_by_length, target_positions
 from hanorec.evaluation.paired import paired_difference
 from hanorec.evaluation.ranking import answer_with_model
 from hanorec.hardness import embed_modalities
@@ -24,7 +24,8 @@ from hanorec.models.backbone import Backbone
 from hanorec.models.images import CatalogImages
 from hanorec.models.packing import Prompt
 from hanorec.models.prompts import Prompts
-from hanorec.models.scoring import batches, score
+from hanorec.models.scoring import score
+from hanorec.randomness import rng
 
 RETRIEVAL_ITEMS = 1000  # most items among which an image is looked for
 MODALITIES = ("full", "blank", "shuffled")
@@ -90,7 +91,7 @@ def places_of(
     for modality in MODALITIES:
         prompts.images.set_modality(backbone, modality, rng(seed, "shuffled"))
         answers = answer_with_model(backbone, prompts, examples, progress=f"{name}, {modality}")
-        made[modality] = [*target_places(answers, examples)]
+        made[modality] = [*target_positions(answers, examples)]
     prompts.images.set_modality(backbone, "full")
     return made
 

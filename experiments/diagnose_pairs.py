@@ -21,13 +21,13 @@ from torch import Tensor
 from hanorec.cache import weights_fingerprint
 from hanorec.data.dataset import Dataset, split_examples
 from hanorec.data.examples import Example, listed_negatives
-from hanorec.data.interactions import rng
 from hanorec.errors import DataError
 from hanorec.hardness import pair_hardness
 from hanorec.losses import adaptive_beta, log_ratio_margin, policy_responsiveness
 from hanorec.models.backbone import Backbone
 from hanorec.models.prompts import Prompts, windows_for
 from hanorec.models.scoring import score_all
+from hanorec.randomness import rng
 from hanorec.training.objective import choose_objective, takes
 from hanorec.training.options import DPOOptions, example_options
 from hanorec.training.pairs import chosen_and_rejected

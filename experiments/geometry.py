@@ -122,7 +122,7 @@ def made(kind: type, config: hf.PretrainedConfig, device: str, dtype: torch.dtyp
 
 def row(name: str, published: int, backbone: Backbone) -> list[str]:
     """One line: counts, and a HaNoRec step over 5 images a prompt."""
-    parameters = backbone.parameters
+    parameters = backbone.num_parameters
     pictures = [Image.new("RGB", (512, 512), (40 * n, 90, 120)) for n in range(5)]
     policy = add_lora(backbone)
     images = CatalogImages(policy, pictures, progress=False)

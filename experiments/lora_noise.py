@@ -67,7 +67,7 @@ def main() -> None:
     gradients = gradient_differences()
     result = {
         "backbone": Path(args.backbone).name,
-        "parameters": base.parameters,
+        "parameters": base.num_parameters,
         "prompts": args.prompts,
         "candidates": 20,
         "draws": args.draws,

@@ -39,6 +39,7 @@ import torch
 from bench_worker import memory, plain, plain_reference
 from benchmark import Worker, trl_pairs
 
+from hanorec.data.batching import batches
 from hanorec.data.dataset import Dataset, open_dataset, split_examples
 from hanorec.data.examples import Example, groups
 from hanorec.evaluation.report import markdown
@@ -48,7 +49,7 @@ from hanorec.models.backbone import Backbone, load_backbone
 from hanorec.models.images import CatalogImages
 from hanorec.models.lora import add_lora, freeze_vision
 from hanorec.models.prompts import Prompts
-from hanorec.models.scoring import batches, score
+from hanorec.models.scoring import score
 
 GROWTH = (5, 10, 20, 50)
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -72,10 +73,10 @@ def main() -> None:
     torch.manual_seed(0)
     data = open_dataset(args.data)
     base = load_backbone(args.backbone, dtype="float32", device=torch.device("cpu"))
-    full = base.parameters < 20_000_000  # as train_sft.py does: the language model trains whole
+    full = base.num_parameters < 20_000_000  # as train_sft.py does: the language model trains whole
     if full:
         freeze_vision(base)
-    found: dict = {"parameters": base.parameters, "history": args.history, "works": {}, "growth": {}}
+    found: dict = {"parameters": base.num_parameters, "history": args.history, "works": {}, "growth": {}}
     for work in ("sft", "hanorec"):
         policy = base if full and work == "sft" else add_lora(base)
         policy.model.train()

@@ -39,6 +39,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from hanorec.data.batching import batches
 from hanorec.data.toy import STYLES, draw
 from hanorec.evaluation.report import markdown
 from hanorec.losses import hanorec_loss
@@ -46,7 +47,7 @@ from hanorec.models.backbone import Backbone, load_backbone
 from hanorec.models.images import CatalogImages
 from hanorec.models.lora import add_lora, prepare_for_training
 from hanorec.models.packing import Branch, Prompt
-from hanorec.models.scoring import batches, pack_for, score
+from hanorec.models.scoring import pack_for, score
 from hanorec.training.optimization import adamw
 
 HERE = Path(__file__).resolve().parent
@@ -120,7 +121,7 @@ def equality(build: Callable, device: torch.device, half: bool) -> tuple[list[st
     packed, exact = found["float32"]
     apart = (packed - exact).abs().max().item()
     cells, equal = (
-        [build.__name__, "one forward each" if backbone.layout.plain else "packed", f"{apart:.0e}"],
+        [build.__name__, "one forward each" if backbone.layout.why_unpacked else "packed", f"{apart:.0e}"],
         apart < CLOSE,
     )
     if half:

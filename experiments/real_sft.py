@@ -21,7 +21,6 @@ import argparse
 import json
 import os
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +32,11 @@ from study_worlds import REAL, REAL_SFT, SFT_TRIALS, STARTS
 
 from hanorec.data.dataset import open_dataset, split_examples
 from hanorec.errors import DataError, exit_on_user_error
-from hanorec.evaluation.measures import point_measures, target_places
+from hanorec.evaluation.measures import point_measures, target_positions
 from hanorec.evaluation.paired import paired_difference
 from hanorec.evaluation.ranking import answer_with_scorer
-from hanorec.evaluation.recommenders import NETWORKS, network_scorer, train_network
 from hanorec.evaluation.report import markdown
+from hanorec.recommenders.networks import NETWORKS, network_scorer, train_network
 from hanorec.training.options import EvaluationOptions
 
 SHORTER = {  # what is trained, and the most items in a history of the evaluation
@@ -112,13 +111,13 @@ def run_sasrec(name: str, seed: int, runs: Path) -> dict:
     torch.set_num_threads(1)
     data = open_dataset(runs / "data" / REAL)
     drawn = dict(task="next", history=history, candidates=20, rejected=0, seed=EvaluationOptions.seed)
-    settings, begun = replace(NETWORKS["SASRec"][1], reorder=reorder), time.process_time()
+    settings, begun = NETWORKS["SASRec"][1], time.process_time()
     network = train_network("SASRec", data, drawn, seed=seed, settings=settings)
     seconds = round(time.process_time() - begun, 1)
     examples = {split: split_examples(data, split, **drawn) for split in ("val", "test")}
     answers = {split: answer_with_scorer(network_scorer(network, e), e, "next") for split, e in examples.items()}
     best = round(point_measures("next", answers["val"], examples["val"])["NDCG@10"], 6)
-    ahead, tied = target_places(answers["test"], examples["test"])
+    ahead, tied = target_positions(answers["test"], examples["test"])
     row = "SASRec, reordered" if reorder else "SASRec"
     return {
         "setting": name,
@@ -161,7 +160,7 @@ def tables(results: Path) -> str:
     common = " ".join((*REAL_SFT, "--train-vision"))
     parts = [
         "Written by `python experiments/real_sft.py --table`. CPU minutes are of one thread, training alone. "
-        f"All with `{common}`; `words` and `whole-titles` are vocabularies of `data/fit_vocabulary.py`; `small` and "
+        f"All with `{common}`; `words` and `whole-titles` are vocabularies of `tools/fit_vocabulary.py`; `small` and "
         "`bare` are made by `small_backbone.py`."
     ]
     of = {name: [cell for cell in cells if cell["setting"] == name] for name in (*SETTINGS, *SASREC)}

@@ -25,8 +25,8 @@ from hanorec.errors import exit_on_user_error
 from hanorec.evaluation.baselines import BASELINES, baseline_answers
 from hanorec.evaluation.measures import measures
 from hanorec.evaluation.ranking import answer_with_scorer
-from hanorec.evaluation.recommenders import NETWORKS, network_scorer, train_network
 from hanorec.evaluation.report import markdown
+from hanorec.recommenders.networks import NETWORKS, network_scorer, train_network
 
 RESULTS = Path(__file__).resolve().parent / "results"
 METHODS = [method for method in BASELINES if method != "random"]

@@ -25,7 +25,7 @@ from hanorec.models.images import CatalogImages
 from hanorec.models.lora import add_lora
 from hanorec.models.prompts import Prompts
 from hanorec.models.scoring import score
-from hanorec.preference_losses import sdpo_loss
+from hanorec.related.objectives import sdpo_loss
 from hanorec.training.optimization import adamw, clip_gradients
 
 REJECTED = (1, 3, 7, 15)
@@ -71,7 +71,7 @@ def main() -> None:
         milliseconds = 1000 * median(turn[rejected] for turn in turns) / len(x)
         rows.append([str(rejected), f"{milliseconds:.1f}", f"{median(ratios):.2f}× {quartiles}"])
     table = markdown(["rejected responses", "ms a prompt", "against 1, median [quartiles]"], rows)
-    millions = f"{backbone.parameters / 1e6:.1f} M"
+    millions = f"{backbone.num_parameters / 1e6:.1f} M"
     print(table)
     (RESULTS / f"{args.name}.json").write_text(json.dumps({"parameters": millions, "turns": turns}, indent=1) + "\n")
     (RESULTS / f"{args.name}.md").write_text(

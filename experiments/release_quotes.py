@@ -19,11 +19,12 @@ from pathlib import Path
 from torch import Tensor
 
 from hanorec.cache import weights_fingerprint
-from hanorec.data.dataset import open_dataset, split_examples
+from hanorec.data.dataset import open_dataset
 from hanorec.evaluation.report import markdown
 from hanorec.models.images import CatalogImages
 from hanorec.models.prompts import Prompts
 from hanorec.models.scoring import score_all
+from hanorec.related.release import release_split
 from hanorec.training.runs import load_run
 
 RESPONSES = ("chosen", "rejected", "chosen, written as the rejected one")
@@ -50,7 +51,7 @@ def logps(run: Path, users: int) -> Tensor:
     data = open_dataset(config["data"])
     images = CatalogImages(backbone, data.catalog.images, frozen=True, pixels=config["image_pixels"], progress=False)
     prompts = Prompts(backbone, images, data.catalog.titles, "top3", protocol="release")
-    examples = split_examples(data, "test", "top3", protocol="release", users=users)
+    examples = release_split(data, "test", "top3", users=users)
     responses = [
         [prompts.chosen(e), *prompts.rejected(e), *prompts.rejected(replace(e, rejected=(e.targets,)))]
         for e in examples

@@ -20,7 +20,7 @@ from study_table import Contents, methods_of, seeds_of
 from study_worlds import CATALOGUES, WORLDS
 from transformers import HfArgumentParser
 
-from hanorec.data.catalog import content_fingerprint
+from hanorec.cache import content_fingerprint
 from hanorec.data.dataset import Dataset, open_dataset, split_examples
 from hanorec.data.examples import Example
 from hanorec.data.toy import make_toy

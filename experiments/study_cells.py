@@ -33,7 +33,7 @@ from study_worlds import (
 )
 
 import hanorec
-from hanorec.data.catalog import content_fingerprint
+from hanorec.cache import content_fingerprint
 from hanorec.errors import DataError
 
 ROOT = Path(__file__).resolve().parent.parent

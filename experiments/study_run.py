@@ -38,7 +38,7 @@ from study_cells import (
 )
 from study_worlds import CATALOGUES, SMALL_BACKBONES, VOCABULARIES, WORLDS
 
-from hanorec.data.catalog import content_fingerprint
+from hanorec.cache import content_fingerprint
 from hanorec.data.toy import make_toy
 from hanorec.errors import DataError
 from hanorec.training.checkpoints import replace_text
@@ -123,7 +123,7 @@ def use_real(place: Path, real: Path | None, folder: Path) -> None:
         if not fitted.is_dir():
             script = [
                 sys.executable,
-                ROOT / "data" / "fit_vocabulary.py",
+                ROOT / "tools" / "fit_vocabulary.py",
                 "--data",
                 place,
                 "--output",
@@ -134,7 +134,7 @@ def use_real(place: Path, real: Path | None, folder: Path) -> None:
     for name, options in SMALL_BACKBONES.items():
         small, like = fitted_folder(name, folder), fitted_folder("whole-titles", folder)
         if not small.is_dir():
-            script = [sys.executable, ROOT / "experiments" / "small_backbone.py", "--like", like, "--output", small]
+            script = [sys.executable, ROOT / "tools" / "small_backbone.py", "--like", like, "--output", small]
             subprocess.run([*script, *options], check=True)
 
 

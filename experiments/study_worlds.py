@@ -31,7 +31,7 @@ _TWENTY = ("--history", "20")
 _LONG_FROZEN = (*_TWENTY, "--windows", "nested", "--max-steps", "600")
 _LONG_SFT = (*_LONG_FROZEN, "--train-vision")
 _SMALL = ("--max-steps", "4", "--batch-size", "4", "--validate-every", "2", "--validate-users", "6", "--log-every", "1")
-# --backbone of a real start: one of data/fit_vocabulary.py or of small_backbone.py, with its options
+# --backbone of a real start: one of tools/fit_vocabulary.py or of small_backbone.py, with its options
 VOCABULARIES = {"words": (), "whole-titles": ("--whole-titles",)}
 SMALL_BACKBONES = {"small": (), "bare": ("--bare",)}
 BACKBONES = (*VOCABULARIES, *SMALL_BACKBONES)

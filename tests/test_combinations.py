@@ -9,7 +9,7 @@ from typing import get_args, get_type_hints
 import families
 import pytest
 
-from hanorec.preference_losses import OBJECTIVES
+from hanorec.related.objectives import OBJECTIVES
 from hanorec.training.options import PreferenceOptions
 
 NEGATIVES = get_args(get_type_hints(PreferenceOptions)["negatives"])

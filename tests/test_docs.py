@@ -23,7 +23,7 @@ SCRIPTS = {
     for script, kind in (("train_sft.py", SFTOptions), ("train_dpo.py", DPOOptions), ("evaluate.py", EvaluationOptions))
 }
 HELP_OF_SCRIPTS = {"help"}
-CODE = ("", "src/hanorec", "tests", "experiments", "data")  # where a file that a page names may be
+CODE = ("", "src/hanorec", "tests", "experiments", "data", "tools")  # where a file that a page names may be
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
 
@@ -112,7 +112,7 @@ def test_options_exist(page):
 @each_page
 def test_options_in_sentences_exist(page):
     known = set.union(*SCRIPTS.values(), HELP_OF_SCRIPTS)
-    for folder in ("experiments", "data"):
+    for folder in ("experiments", "data", "tools"):
         known |= {option for path in (ROOT / folder).glob("*.py") for option in declared_options(path)}
     named = {option for code in quoted(page.read_text(encoding="utf-8")) for option in re.findall(r"--([a-z-]+)", code)}
     assert named <= known, f"{page.name}: {named - known}"

@@ -112,8 +112,7 @@ def test_the_first_dpo_step_starts_at_the_reference(script, runs):
 
 def test_nested_windows_train_from_end_to_end(script, toy_folder, runs):
     """Over nested windows, too, DPO starts at the reference, in one forward or in several."""
-    more = ("--name-history", "--cuts", 2, "--dropout", 0.1)
-    status, _, errors = sft(script, toy_folder, runs, "nested", "--windows", "nested", *more)
+    status, _, errors = sft(script, toy_folder, runs, "nested", "--windows", "nested", "--name-history")
     assert status == 0, errors
     several = ("--rejected", 2, "--noise", "none", "--lora-dropout", 0)
     for name, more in (("nested-dpo", ()), ("nested-split", ("--forward-tokens", 100))):
@@ -138,16 +137,8 @@ def test_a_run_does_not_replace_what_it_starts_from(script, toy_folder, tmp_path
 
 
 def test_options_of_sft_that_do_not_fit_are_errors(script, toy_folder, runs):
-    nested = ["--windows", "nested", "--cuts"]
-    for message, *more in (
-        ["--cuts: is of nested windows, and these are not (every)", "--windows", "every", "--cuts", 2],
-        ["--reorder: is of nested windows, and these are not (every)", "--windows", "every", "--reorder", 2],
-        ["can be cut at 5 places", *nested, 6],
-        ["trains without one", "--merge"],
-        ["has --lora-dropout", "--dropout", 0.1, "--lora", "on"],
-    ):
-        status, _, errors = sft(script, toy_folder, runs, "nowhere", *more)
-        assert status == 2 and message in errors.splitlines()[-1], errors
+    status, _, errors = sft(script, toy_folder, runs, "nowhere", "--merge")
+    assert status == 2 and "trains without one" in errors.splitlines()[-1], errors
 
 
 SOME = ["--max-steps", 2, "--train-users", 8, "--validate-users", 2, "--overwrite", "--rejected", 3]

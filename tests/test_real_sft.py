@@ -11,7 +11,7 @@ from conftest import ROOT
 
 from hanorec.errors import DataError
 from hanorec.evaluation.baselines import baseline_names
-from hanorec.evaluation.recommenders import NETWORKS, SASRec, Settings
+from hanorec.recommenders.networks import NETWORKS, SASRec, Settings
 from hanorec.training.options import EvaluationOptions, SFTOptions, parse
 
 sys.path.insert(0, str(ROOT / "experiments"))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from hanorec.data.catalog import content_fingerprint
+from hanorec.cache import content_fingerprint
 from hanorec.data.dataset import open_dataset
 from hanorec.errors import DataError, exit_on_user_error
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -45,6 +46,32 @@ def cached(
     save_file(made, partial, {"made_from": fingerprint})
     partial.replace(path)
     return made
+
+
+def content_fingerprint(*parts: str | bytes | Path | np.ndarray | None) -> str:
+    """SHA-256, as 64 hex digits, of the parts in order; of a Path, what the file holds and not its name.
+
+    Every part enters by its type and its own digest, so moving a character from one part to the next, or
+    giving text as bytes, changes the result. A cache keeps it to know what it was made from.
+    """
+    total = hashlib.sha256()
+    for part in parts:
+        if part is None:
+            kind, data = "none", b""
+        elif isinstance(part, str):
+            kind, data = "str", part.encode()
+        elif isinstance(part, bytes):
+            kind, data = "bytes", part
+        elif isinstance(part, Path):
+            kind, data = "file", part.read_bytes()
+        elif isinstance(part, np.ndarray) and not part.dtype.hasobject:
+            kind, data = f"array {part.dtype.str} {part.shape}", part.tobytes()
+        else:
+            raise TypeError(
+                f"content_fingerprint takes str, bytes, Path, numpy array or None, not {type(part).__name__}"
+            )
+        total.update(hashlib.sha256(kind.encode()).digest() + hashlib.sha256(data).digest())
+    return total.hexdigest()
 
 
 @torch.no_grad()

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from hanorec.cache import cached
-from hanorec.data.catalog import Catalog, content_fingerprint
+from hanorec.cache import cached, content_fingerprint
+from hanorec.data.catalog import Catalog
 from hanorec.data.examples import Example
 from hanorec.errors import DataError
 from hanorec.losses import hardness_weight, neighbourhood_distance

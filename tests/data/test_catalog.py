@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hanorec.cache import content_fingerprint
 from hanorec.data import catalog
-from hanorec.data.catalog import content_fingerprint, load_image, read_catalog, read_descriptions
+from hanorec.data.catalog import load_image, read_catalog, read_descriptions
 from hanorec.errors import DataError
 
 

@@ -40,7 +40,7 @@ def test_an_item_that_the_catalogue_lacks_leads_to_the_titles_file(toy_folder, t
 
 
 def test_more_candidates_than_items_is_an_error(data):
-    with pytest.raises(DataError, match="--candidates 9999: the catalogue has"):
+    with pytest.raises(DataError, match="9999 candidates asked for, but the catalogue has"):
         split_examples(data, "test", "next", candidates=9999)
 
 

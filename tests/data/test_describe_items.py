@@ -76,7 +76,7 @@ def test_what_is_there_is_kept_and_a_row_that_was_cut_off_is_made_again(folder, 
 
 
 def test_the_tiny_backbone_is_asked_as_its_pretraining_asked():
-    """The example of a caption in data/pretrain_tiny.py, with one item, and the same as ids."""
+    """The example of a caption in tools/pretrain_tiny.py, with one item, and the same as ids."""
     backbone, pretraining = load_backbone("tiny"), script("pretrain_tiny")
     text = describe_items.prompt_of(backbone, describe_items.TINY_QUESTION, "Comet Bara")
     asked = [pretraining.HISTORY, "\n", "<image>", "Comet Bara", "\n" + pretraining.DESCRIBE]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +10,9 @@ import pytest
 
 from hanorec.data.dataset import split_examples
 from hanorec.data.examples import Negatives, groups, listed_negatives, make_examples
-from hanorec.data.interactions import Sequence, Window, read_sequences, rng, windows
+from hanorec.data.interactions import UserHistory, Window, read_sequences, windows
 from hanorec.errors import DataError
+from hanorec.randomness import rng
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*rows are too short")
 TASKS = ["next", "top3", "yesno"]
@@ -133,41 +134,10 @@ def test_neighbour_negatives_need_neighbours(window):
 
 
 def test_nested_examples_are_grouped_while_their_histories_go_on_from_one_another():
-    rows = [Sequence("u", tuple(range(5))), Sequence("v", (0, 1))]
+    rows = [UserHistory("u", tuple(range(5))), UserHistory("v", (0, 1))]
     found, _ = windows(rows, history=2, which="nested")
     assert [[w.targets[0] for w in group] for group in groups(found, nested=True)] == [[1, 2], [3, 4], [1]]
     assert [[w.targets[0] for w in group] for group in groups(found, nested=False)] == [[1], [2], [3], [4], [1]]
-
-
-def test_more_cuts_predict_every_item_from_histories_of_other_lengths(data):
-    drawn = dict(windows="nested", history=2)
-    once, twice = (split_examples(data, "train", "next", cuts=cuts, **drawn) for cuts in (1, 2))
-    assert twice[: len(once)] == once and len(twice) == 2 * len(once)
-    lengths = defaultdict(list)
-    for example in twice:
-        lengths[example.user, example.targets].append(len(example.history))
-    assert {tuple(sorted(found)) for found in lengths.values()} == {(1, 1), (1, 2)}  # (1, 1): a row's second item
-    for option, wrong in (
-        ("--cuts", dict(windows="every", cuts=2)),
-        ("--cuts", dict(windows="nested", history=2, cuts=3)),
-        ("--reorder", dict(windows="every", reorder=2)),
-    ):
-        with pytest.raises(DataError, match=option):
-            split_examples(data, "train", "next", **wrong)
-
-
-def test_each_cut_has_another_order_and_the_seed_says_which(data):
-    drawn = dict(windows="nested", history=2, cuts=2)
-    straight = split_examples(data, "train", "next", **drawn)
-    found = split_examples(data, "train", "next", **drawn, reorder=3)
-    assert found == split_examples(data, "train", "next", **drawn, reorder=3)
-    assert found != split_examples(data, "train", "next", **drawn, reorder=3, seed=1)
-    half = len(straight) // 2
-    assert len(found) == len(straight) and straight != found
-    assert [e.targets for e in found[:half]] != [e.targets for e in found[half:]]
-    assert [e.targets for e in straight[:half]] == [e.targets for e in straight[half:]]
-    more = split_examples(data, "train", "next", **drawn | {"cuts": 3}, reorder=3)  # more cuts than places to cut at
-    assert more[: len(found) // 2] == found[:half] and len(more) == 3 * half
 
 
 def test_without_rejected_responses_there_are_as_many_candidates_as_asked_for(data):

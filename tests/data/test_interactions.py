@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hanorec.data.catalog import Catalog
-from hanorec.data.interactions import Sequence, Window, popularity, read_sequences, rng, windows
+from hanorec.data.interactions import UserHistory, Window, popularity, read_sequences, windows
 from hanorec.errors import DataError
+from hanorec.randomness import rng
 
 ITEMS = ("a", "b", "c", "d", "e")
 CATALOG = Catalog(ITEMS, ITEMS, (None,) * 5, {item: row for row, item in enumerate(ITEMS)}, Path("my_titles.csv"))
@@ -31,8 +31,8 @@ def write(tmp_path, content):
 @pytest.mark.parametrize("content", ["u2\tc a c\n\nu1\tb\n", "\ufeffu2\tc a c\r\n \r\nu1\tb", "u2 \t c  a c \nu1\tb\n"])
 def test_reads_rows_in_file_order(tmp_path, content):
     assert read_sequences(write(tmp_path, content), CATALOG) == [
-        Sequence("u2", (2, 0, 2)),
-        Sequence("u1", (1,)),
+        UserHistory("u2", (2, 0, 2)),
+        UserHistory("u1", (1,)),
     ]
 
 
@@ -76,7 +76,7 @@ def test_a_missing_file_lists_the_folder(tmp_path):
 
 # --- windows
 
-ROW = Sequence("u", (0, 1, 2, 3, 4))
+ROW = UserHistory("u", (0, 1, 2, 3, 4))
 SEEN = frozenset(range(5))
 
 
@@ -87,11 +87,13 @@ def test_the_last_window_of_a_row():
 
 def test_the_papers_window_is_the_default():
     # five items, then one
-    assert windows([Sequence("u", tuple(range(8)))])[0] == [Window("u", (2, 3, 4, 5, 6), (7,), frozenset(range(8)), 7)]
+    assert windows([UserHistory("u", tuple(range(8)))])[0] == [
+        Window("u", (2, 3, 4, 5, 6), (7,), frozenset(range(8)), 7)
+    ]
 
 
 def test_every_window_of_a_row_oldest_first():
-    found, skipped = windows([ROW, Sequence("v", (3, 4))], history=2, which="every")
+    found, skipped = windows([ROW, UserHistory("v", (3, 4))], history=2, which="every")
     assert [(window.user, window.history, window.targets, window.position) for window in found] == [
         ("u", (0,), (1,), 1),
         ("u", (0, 1), (2,), 2),
@@ -106,7 +108,7 @@ def test_every_window_of_a_row_oldest_first():
 def test_nested_windows_grow_within_chunks_that_are_cut_from_the_end_of_a_row():
     """A row of 6 items and histories of at most 2: the chunks are 0 1, then 1 2 3, then 3 4 5, since the last window has
     the whole history. Every item but the first is a target once."""
-    found, skipped = windows([Sequence("u", tuple(range(6)))], history=2, which="nested")
+    found, skipped = windows([UserHistory("u", tuple(range(6)))], history=2, which="nested")
     assert [(window.history, window.targets) for window in found] == [
         ((0,), (1,)),
         ((1,), (2,)),
@@ -117,31 +119,8 @@ def test_nested_windows_grow_within_chunks_that_are_cut_from_the_end_of_a_row():
     assert skipped == 0
 
 
-def test_a_shift_moves_the_cuts_of_nested_windows():
-    found, _ = windows([Sequence("u", tuple(range(6)))], history=2, which="nested", shift=1)
-    assert [window.history for window in found] == [(0,), (0, 1), (2,), (2, 3), (4,)]
-    assert windows([Sequence("u", tuple(range(6)))], history=2, which="nested", shift=2) == windows(
-        [Sequence("u", tuple(range(6)))], history=2, which="nested"
-    )
-
-
-def test_near_items_of_a_row_change_places():
-    """Every item but the first of the new order is a target once, fewer than 4 places from where it was."""
-    row = Sequence("u", tuple(range(100)))
-    found, _ = windows([row], history=3, which="nested", reorder=4, generator=np.random.default_rng(0))
-    order = [found[0].history[0], *(window.targets[0] for window in found)]
-    assert sorted(order) == list(range(100)) and order != list(range(100))
-    assert max(abs(place - item) for place, item in enumerate(order)) < 4
-    assert all(window.position == window.targets[0] for window in found)
-    again, _ = windows([Sequence("u", tuple(order))], history=3, which="nested")
-    assert [replace(window, position=window.targets[0]) for window in again] == found
-    for places in (0, 1):
-        same = windows([row], history=3, which="nested", reorder=places, generator=np.random.default_rng(0))
-        assert same == windows([row], history=3, which="nested")
-
-
 def test_nested_windows_pass_over_a_target_that_their_chunk_has_shown():
-    found, _ = windows([Sequence("u", (0, 1, 0, 2))], history=3, which="nested")
+    found, _ = windows([UserHistory("u", (0, 1, 0, 2))], history=3, which="nested")
     assert [(window.history, window.targets) for window in found] == [((0,), (1,)), ((0, 1, 0), (2,))]
 
 
@@ -152,32 +131,32 @@ def test_every_ends_with_the_last_window():
 
 @pytest.mark.parametrize("which", ["last", "every", "nested"])
 def test_short_rows_are_skipped_and_counted(which):
-    rows = [Sequence("w", (0,)), Sequence("x", (0, 1, 2)), Sequence("y", (0, 1, 2, 3)), Sequence("z", ())]
+    rows = [UserHistory("w", (0,)), UserHistory("x", (0, 1, 2)), UserHistory("y", (0, 1, 2, 3)), UserHistory("z", ())]
     found, skipped = windows(rows, history=3, targets=2, minimum_history=2, which=which)
     assert found == [Window("y", (0, 1), (2, 3), frozenset(range(4)), 2)]
     assert skipped == 3
 
 
 def test_without_a_minimum_a_history_can_be_empty():
-    found, skipped = windows([Sequence("u", (7, 8)), Sequence("v", ())], minimum_history=0, which="every")
+    found, skipped = windows([UserHistory("u", (7, 8)), UserHistory("v", ())], minimum_history=0, which="every")
     assert [(window.history, window.targets) for window in found] == [((), (7,)), ((7,), (8,))]
     assert skipped == 1
-    assert windows([Sequence("v", (7,))], targets=2, minimum_history=0) == ([], 1)
+    assert windows([UserHistory("v", (7,))], targets=2, minimum_history=0) == ([], 1)
 
 
 def test_a_target_chosen_before_is_left_out_of_the_history():
     # 1 is the target and stands twice in the history; it stays in `seen`
-    assert windows([Sequence("u", (1, 2, 1, 3, 1))])[0] == [Window("u", (2, 3), (1,), frozenset({1, 2, 3}), 4)]
+    assert windows([UserHistory("u", (1, 2, 1, 3, 1))])[0] == [Window("u", (2, 3), (1,), frozenset({1, 2, 3}), 4)]
     # what lies before the window is not pulled in to fill the gap
-    assert windows([Sequence("u", (0, 4, 1, 3, 1))], history=2)[0][0].history == (3,)
+    assert windows([UserHistory("u", (0, 4, 1, 3, 1))], history=2)[0][0].history == (3,)
     # nothing else is left of the history, so there is no window
-    assert windows([Sequence("u", (1, 1))]) == ([], 1)
-    assert windows([Sequence("u", (2, 1, 1))], history=2, minimum_history=2) == ([], 1)
+    assert windows([UserHistory("u", (1, 1))]) == ([], 1)
+    assert windows([UserHistory("u", (2, 1, 1))], history=2, minimum_history=2) == ([], 1)
 
 
 def test_targets_are_different_items():
-    assert windows([Sequence("u", (0, 1, 2, 1))], targets=3) == ([], 1)
-    found, skipped = windows([Sequence("u", (0, 1, 2, 1, 3))], targets=3, which="every")
+    assert windows([UserHistory("u", (0, 1, 2, 1))], targets=3) == ([], 1)
+    found, skipped = windows([UserHistory("u", (0, 1, 2, 1, 3))], targets=3, which="every")
     assert [window.targets for window in found] == [(2, 1, 3)]
     assert (found[0].history, skipped) == ((0,), 0)
 
@@ -192,7 +171,7 @@ def test_lengths_that_make_no_sense():
 
 
 def test_popularity_counts_every_occurrence():
-    counts = popularity([Sequence("u", (0, 2, 2)), Sequence("v", (2,)), Sequence("w", ())], 4)
+    counts = popularity([UserHistory("u", (0, 2, 2)), UserHistory("v", (2,)), UserHistory("w", ())], 4)
     assert counts.tolist() == [1, 0, 3, 0]
     assert counts.dtype == np.int64
     assert popularity([], 2).tolist() == [0, 0]
@@ -201,7 +180,7 @@ def test_popularity_counts_every_occurrence():
 @pytest.mark.parametrize("item", [-1, 4])
 def test_popularity_refuses_an_unknown_item(item):
     with pytest.raises(ValueError, match=f"{item}.* 4 items"):
-        popularity([Sequence("u", (1, item))], 4)
+        popularity([UserHistory("u", (1, item))], 4)
 
 
 def test_rng_is_told_apart_by_seed_and_key():

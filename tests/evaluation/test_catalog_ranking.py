@@ -44,7 +44,7 @@ def test_places_equal_those_of_scoring_every_title(backbone, prompts, data, full
     examples = split_examples(data, "test", "next", users=users)
     answers = answer_with_model(backbone, prompts, examples, full_catalog=full_catalog, forward_tokens=700)
     expected = [brute_force(backbone, prompts, e, full_catalog.candidates(e)) for e in examples]
-    assert answers.places.tolist() == [list(pair) for pair in expected]
+    assert answers.ranks.tolist() == [list(pair) for pair in expected]
     assert len({ahead for ahead, _ in expected}) > users / 2  # the targets stand in many places
 
 

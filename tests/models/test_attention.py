@@ -10,7 +10,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from hanorec.models import attention
 from hanorec.models.inputs import additive
-from hanorec.models.packing import Branch, Layout, Prompt, pack
+from hanorec.models.layout import Layout
+from hanorec.models.packing import Branch, Prompt, pack
 
 GROUPED = SimpleNamespace(num_key_value_groups=2, is_causal=True)  # four heads share two of keys and values
 

@@ -75,7 +75,7 @@ def load(folder):
 def test_packed_and_ready_features_equal_the_family_used_plainly(build, folders, frozen, data):
     """The reference here is the family's own forward over pixels, prompt + response in a sequence, nothing of ours."""
     backbone = load(folders(build))
-    assert bool(backbone.layout.plain) == (build in families.PLAIN)
+    assert bool(backbone.layout.why_unpacked) == (build in families.PLAIN)
     pictures = [Image.open(data.catalog.images[item]).convert("RGB") for item in (0, 5)]
     ids, inputs = families.asked_plainly(backbone, pictures, "Comet IMAGE then IMAGE which?")
     responses = [backbone.tokens(text) for text in ("Tide of", "Tide of the", "the other one")]
@@ -133,7 +133,7 @@ def test_a_model_that_trained_whole_on_whole_images_cannot_be_asked_for_tiles(fo
     (run / "config.json").write_text(json.dumps({"kind": "sft", "image_views": "one", "backbone": "any"}))
     (run / "finished.json").write_text("{}")
     how = dict(dtype="float32", device=CPU)
-    assert load_start(str(run), views="one", **how).parameters > 0
+    assert load_start(str(run), views="one", **how).num_parameters > 0
     with pytest.raises(DataError, match="--image-views many"):
         load_start(str(run), views="many", **how)
 

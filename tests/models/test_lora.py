@@ -9,8 +9,7 @@ import torch
 
 from hanorec.errors import DataError
 from hanorec.losses import perturbed_lora
-from hanorec.models.backbone import language_model
-from hanorec.models.lora import Dropout, add_dropout, add_lora, prepare_for_training
+from hanorec.models.lora import Dropout, add_lora, prepare_for_training
 from hanorec.models.packing import Prompt
 from hanorec.models.scoring import score
 
@@ -95,40 +94,6 @@ def test_the_reference_stays_as_it_is_under_a_policy_that_trains(backbone, image
         assert score(backbone, images, prompts, answers).equal(expected)
     assert backbone.model.state_dict().keys() == before.keys()
     assert all(value.equal(before[name]) for name, value in backbone.model.state_dict().items())
-
-
-def test_dropout_of_a_model_that_trains_whole(backbone, images):
-    """A function of torch's seed on what the first layer reads and every attention and MLP adds; off in evaluation, and
-    no part of what is saved."""
-    word, names = backbone.tokens, backbone.model.state_dict().keys()
-    prompts, answers = [Prompt(word("Tide of ") + images.placeholders(3), [3])], [[word("Orbit Bara"), word("Comet")]]
-    fallen = []
-
-    def scores(seed: int) -> torch.Tensor:
-        torch.manual_seed(seed)
-        return score(backbone, images, prompts, answers).detach()
-
-    def watch(_, inputs, output=None):
-        seen = inputs[0] if output is None else output[0] if isinstance(output, tuple) else output
-        fallen.append((seen == 0).float().mean().item())
-
-    clean = scores(1)
-    add_dropout(backbone, 0.5)
-    layers = language_model(backbone.model).layers
-    layers[0].register_forward_pre_hook(watch)
-    for layer in layers:
-        layer.self_attn.register_forward_hook(watch)
-        layer.mlp.register_forward_hook(watch)
-    assert scores(1).equal(clean) and fallen == [0.0] * 9
-    fallen.clear()
-    backbone.model.train()
-    first = scores(1)
-    assert fallen == pytest.approx([0.5] * 9, abs=0.05)
-    assert first.equal(scores(1)) and not first.allclose(scores(2)) and not first.allclose(clean)
-    assert backbone.model.state_dict().keys() == names
-    layers[1].add_module("post_feedforward_layernorm", torch.nn.LayerNorm(4))
-    with pytest.raises(DataError, match="not with layers of the kind LlamaDecoderLayer"):
-        add_dropout(backbone, 0.5)
 
 
 def test_what_does_not_go_with_sharded_weights_is_refused(backbone, monkeypatch):

@@ -15,8 +15,9 @@ from hanorec.losses import hanorec_loss
 from hanorec.models.backbone import load_backbone
 from hanorec.models.images import CatalogImages
 from hanorec.models.inputs import apart
+from hanorec.models.layout import Layout
 from hanorec.models.lora import add_lora
-from hanorec.models.packing import Branch, Layout, Prompt, pack
+from hanorec.models.packing import Branch, Prompt, pack
 from hanorec.models.prompts import Prompts, check_name_history, windows_for
 from hanorec.models.scoring import score, score_all
 
@@ -153,7 +154,7 @@ def test_a_history_is_not_named_where_it_cannot_be():
     for layout, protocol, view, reason in [
         (Layout(), "release", "image", "have images of other items"),
         (Layout(visibility="prefix"), "standard", "image", "sees all of itself"),
-        (Layout(plain="its layers"), "standard", "image", "since its layers"),
+        (Layout(why_unpacked="its layers"), "standard", "image", "since its layers"),
         (Layout(), "standard", "description", "--item-view description show no images"),
     ]:
         with pytest.raises(DataError, match=reason):
@@ -194,8 +195,10 @@ def test_branches_that_cannot_be_laid_out_are_refused(capsys):
 
 
 def test_families_that_cannot_nest_read_every_window_alone_and_say_so(capsys):
-    assert windows_for(Layout(), "nested") == "nested" and windows_for(Layout(plain="its layers"), "last") == "last"
+    assert (
+        windows_for(Layout(), "nested") == "nested" and windows_for(Layout(why_unpacked="its layers"), "last") == "last"
+    )
     assert capsys.readouterr().out == ""
-    assert windows_for(Layout(plain="its layers read token after token"), "nested") == "every"
+    assert windows_for(Layout(why_unpacked="its layers read token after token"), "nested") == "every"
     assert "its layers read token after token; every window is read alone" in capsys.readouterr().out
     assert windows_for(Layout(visibility="prefix"), "nested") == "every"

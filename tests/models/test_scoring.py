@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hanorec.data.batching import batches
 from hanorec.data.dataset import split_examples
 from hanorec.hardness import embed_items, nearest, pair_hardness
 from hanorec.losses import hanorec_loss
@@ -13,7 +14,7 @@ from hanorec.models.images import CatalogImages
 from hanorec.models.lora import add_lora
 from hanorec.models.packing import Prompt, pack
 from hanorec.models.prompts import Prompts
-from hanorec.models.scoring import batches, score, score_all
+from hanorec.models.scoring import score, score_all
 
 
 def plain_logp(backbone, images, prompt: Prompt, response: list[int]) -> torch.Tensor:

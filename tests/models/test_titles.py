@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hanorec.data.toy import THEMES
 from hanorec.models.backbone import Backbone, describe, load_backbone
-from hanorec.models.packing import Layout
+from hanorec.models.layout import Layout
 
 ORDINARY = [
     *(word for words in THEMES.values() for word in words),

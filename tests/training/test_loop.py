@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from hanorec.data.batching import epoch_order
 from hanorec.errors import DataError
 from hanorec.losses import NotFiniteError, RunningResponsiveness
 from hanorec.training import checkpoints
-from hanorec.training.loop import MicroBatch, Run, epoch_order
+from hanorec.training.loop import MicroBatch, Run
 from hanorec.training.optimization import adamw, clip_gradients, cosine_learning_rate, total_steps
 from hanorec.training.runs import open_run, read_config
 
@@ -26,7 +27,7 @@ LENGTHS = [5, 1, 9, 3, 3, 8, 2, 7, 4, 6]
 
 def options(folder, **changes):
     base = dict(output=str(folder), backbone="tiny", seed=1, batch_size=4, forward_tokens=100, log_every=1, validate_every=3, checkpoint_every=2,
-                max_grad_norm=10.0, resume=False, overwrite=False, epochs=3, max_steps=None, cache=None, start=-100.0, mixed_lengths=False)  # fmt: skip
+                max_grad_norm=10.0, resume=False, overwrite=False, epochs=3, max_steps=None, cache=None, start=-100.0)  # fmt: skip
     return SimpleNamespace(**base | changes)
 
 
@@ -97,23 +98,6 @@ def test_an_epochs_batches_hold_similar_lengths():
     assert padding(order) < 0.03 < 0.4 < padding(shuffled)
     means = [lengths[batch].mean() for batch in order]
     assert abs(np.corrcoef(means, range(len(means)))[0, 1]) < 0.3  # short ones do not come first
-
-
-def test_batches_of_mixed_lengths_are_drawn_from_all(tmp_path):
-    lengths = np.random.default_rng(0).integers(40, 160, 3000)
-    order = epoch_order(lengths, 60, seed=1, epoch=0, mixed=True)
-    assert sorted(sum(order, [])) == list(range(3000)) and {len(batch) for batch in order} == {60}
-    means = [lengths[batch].mean() for batch in order]
-    assert np.std(means) == pytest.approx(lengths.std() / 60**0.5, rel=0.3)  # as of any 60
-    batches = {}
-    for mixed in (False, True):  # and --mixed-lengths asks for that
-        settings = options(tmp_path / f"{mixed}", mixed_lengths=mixed, epochs=1)
-        open_run(settings, "sft", tmp_path)
-        model = torch.nn.Linear(3, 1)
-        run = Run(settings, model, adamw(model, 0.01), torch.amp.GradScaler("cpu", enabled=False), total=3)
-        batches[mixed] = list(run.batches(USERS, LENGTHS, 4))
-        assert batches[mixed] == epoch_order(LENGTHS, 4, seed=1, epoch=0, mixed=mixed)
-    assert batches[False] != batches[True]
 
 
 def test_a_step_over_the_token_budget_is_split(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hanorec.losses import RunningResponsiveness
-from hanorec.preference_losses import OBJECTIVES, RunningGaps
+from hanorec.related.objectives import OBJECTIVES, RunningGaps
 from hanorec.training.objective import choose_objective, default_beta, takes
 
 LOGPS = torch.tensor([[-3.0, -4.0], [-5.0, -2.0], [-4.0, -4.5]])

@@ -9,7 +9,6 @@ without an image.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import os
 import warnings
@@ -17,7 +16,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageOps
 
 from hanorec.errors import DataError
@@ -117,32 +115,6 @@ def load_image(path: str | Path) -> Image.Image | None:
         reason = f"{type(error).__name__}: {error}"
     warnings.warn(f"{path}: not used as an image ({reason})", stacklevel=2)
     return None
-
-
-def content_fingerprint(*parts: str | bytes | Path | np.ndarray | None) -> str:
-    """SHA-256, as 64 hex digits, of the parts in order; of a Path, what the file holds and not its name.
-
-    Every part enters by its type and its own digest, so moving a character from one part to the next, or
-    giving text as bytes, changes the result. A cache keeps it to know what it was made from.
-    """
-    total = hashlib.sha256()
-    for part in parts:
-        if part is None:
-            kind, data = "none", b""
-        elif isinstance(part, str):
-            kind, data = "str", part.encode()
-        elif isinstance(part, bytes):
-            kind, data = "bytes", part
-        elif isinstance(part, Path):
-            kind, data = "file", part.read_bytes()
-        elif isinstance(part, np.ndarray) and not part.dtype.hasobject:
-            kind, data = f"array {part.dtype.str} {part.shape}", part.tobytes()
-        else:
-            raise TypeError(
-                f"content_fingerprint takes str, bytes, Path, numpy array or None, not {type(part).__name__}"
-            )
-        total.update(hashlib.sha256(kind.encode()).digest() + hashlib.sha256(data).digest())
-    return total.hexdigest()
 
 
 def read_text(path: Path) -> str:

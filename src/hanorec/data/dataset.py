@@ -16,9 +16,8 @@ import numpy as np
 from hanorec import distributed
 from hanorec.data.catalog import Catalog, read_catalog, read_descriptions
 from hanorec.data.examples import HISTORY, TARGETS, Example, Negatives, groups, make_examples
-from hanorec.data.interactions import Sequence, popularity, read_sequences, rng
+from hanorec.data.interactions import UserHistory, Window, popularity, read_sequences
 from hanorec.data.interactions import windows as cut_windows
-from hanorec.data.release import release_examples, release_windows
 from hanorec.data.toy import make_toy
 from hanorec.errors import DataError
 
@@ -31,7 +30,7 @@ class Dataset:
 
     folder: Path
     catalog: Catalog
-    train: list[Sequence]
+    train: list[UserHistory]
     counts: np.ndarray
 
     @property
@@ -69,11 +68,8 @@ def split_examples(
     split: str,
     task: str,
     *,
-    protocol: str = "standard",
     history: int | None = None,
     windows: str = "last",
-    cuts: int = 1,
-    reorder: int = 0,
     users: int | None = None,
     candidates: int = 20,
     rejected: int = 1,
@@ -83,57 +79,44 @@ def split_examples(
 ) -> list[Example]:
     """The examples of a split.
 
-    protocol: "standard", or "release" for those of the authors' release (`release.py`), which fixes all that follows
-    but users and seed. history: most items in a history (None: the paper's number for the task). windows: which windows
-    of a row are taken, as in `interactions.windows`; cuts: so often, nested ones cut at other places each time;
-    reorder: and in another order each time, in which only items fewer than so many places apart change places.
-    users: take only so many windows, drawn by the seed (None: all; of nested windows whole groups are drawn, and so
-    many on average). candidates, rejected: as in `make_examples`. negatives, neighbours: strategy and neighbours of
-    `Negatives`.
+    history: most items in a history (None: the paper's number for the task). windows: which windows of a row are taken,
+    as in `interactions.windows`. users: take only so many windows, drawn by the seed (None: all; of nested windows
+    whole groups are drawn, and so many on average). candidates, rejected: as in `make_examples`. negatives, neighbours:
+    strategy and neighbours of `Negatives`.
     Rows that are too short for the task are skipped, with one warning that counts them. Errors: DataError where
-    the split cannot be read, has no row that is long enough, or where more candidates are wanted than there are items;
-    for cuts and another order of windows that are not nested; for more cuts of one order than a history has items;
-    for a task that the protocol does not have, and for answers that its coin made alike where they are to be ranked.
+    the split cannot be read, has no row that is long enough, or where more candidates are wanted than there are items.
     """
-    sequences = data.train if split == "train" else read_sequences(data.folder / f"{split}.tsv", data.catalog)
-    if protocol == "release":
-        all_windows, skipped = release_windows(sequences, split, task)
-    else:
-        length, targets = history or HISTORY[task], TARGETS[task]
-        for name, given in (("cuts", cuts > 1), ("reorder", reorder > 0)):
-            if given and windows != "nested":
-                raise DataError(f"--{name}: is of nested windows, and these are not ({windows})")
-        if cuts > length and reorder < 2:
-            raise DataError(f"--cuts {cuts}: chunks of {length} items can be cut at {length} places")
-        found = [
-            cut_windows(
-                sequences,
-                history=length,
-                targets=targets,
-                which=windows,
-                shift=length * cut // cuts,
-                reorder=reorder,
-                generator=rng(seed, "reorder", cut),
-            )
-            for cut in range(cuts)
-        ]
-        all_windows, skipped = [window for cut_at, _ in found for window in cut_at], found[0][1]
+    rows = read_split(data, split)
+    found, skipped = cut_windows(rows, history=history or HISTORY[task], targets=TARGETS[task], which=windows)
+    check_skipped(data, split, task, len(rows), len(found), skipped)
+    if candidates > len(data.catalog):
+        raise DataError(f"{candidates} candidates asked for, but the catalogue has {len(data.catalog)} items")
+    drawn = draw_windows(found, users, nested=windows == "nested", seed=seed)
+    sampler = Negatives(data.warm, data.counts, negatives, neighbours)
+    return make_examples(drawn, sampler, task, candidates=candidates, rejected=rejected, seed=seed)
+
+
+def read_split(data: Dataset, split: str) -> list[UserHistory]:
+    """The rows of `<split>.tsv`. Errors: DataError as `read_sequences` raises it."""
+    return data.train if split == "train" else read_sequences(data.folder / f"{split}.tsv", data.catalog)
+
+
+def check_skipped(data: Dataset, split: str, task: str, rows: int, found: int, skipped: int) -> None:
+    """Warn of the `skipped` of so many `rows` that gave no window. Errors: DataError where none gave one."""
+    file = data.folder / f"{split}.tsv"
     if skipped:
         warnings.warn(
-            f"{data.folder / f'{split}.tsv'}: {skipped} of {len(sequences)} rows are too short for "
-            f"the task {task} and are skipped",
-            stacklevel=2,
+            f"{file}: {skipped} of {rows} rows are too short for the task {task} and are skipped", stacklevel=3
         )
-    if not all_windows:
-        raise DataError(f"{data.folder / f'{split}.tsv'}: no row is long enough for the task {task}")
-    if users is not None and users < len(all_windows):
-        grouped = groups(all_windows, nested=windows == "nested")
-        number = max(1, users * len(grouped) // len(all_windows))
-        chosen = np.random.default_rng(seed).choice(len(grouped), number, replace=False)
-        all_windows = [window for i in np.sort(chosen) for window in grouped[i]]
-    if protocol == "release":
-        return release_examples(all_windows, data.catalog, split, task, seed=seed)
-    if candidates > len(data.catalog):
-        raise DataError(f"--candidates {candidates}: the catalogue has {len(data.catalog)} items")
-    sampler = Negatives(data.warm, data.counts, negatives, neighbours)
-    return make_examples(all_windows, sampler, task, candidates=candidates, rejected=rejected, seed=seed)
+    if not found:
+        raise DataError(f"{file}: no row is long enough for the task {task}")
+
+
+def draw_windows(found: list[Window], users: int | None, *, nested: bool, seed: int) -> list[Window]:
+    """`users` of the windows, drawn by the seed, in their order (None: all); of nested ones whole groups."""
+    if users is None or users >= len(found):
+        return found
+    grouped = groups(found, nested=nested)
+    number = max(1, users * len(grouped) // len(found))
+    chosen = np.random.default_rng(seed).choice(len(grouped), number, replace=False)
+    return [window for i in np.sort(chosen) for window in grouped[i]]

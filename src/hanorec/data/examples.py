@@ -18,8 +18,9 @@ from typing import TypeVar
 import numpy as np
 
 from hanorec.data.catalog import Catalog
-from hanorec.data.interactions import Window, read_sequences, rng
+from hanorec.data.interactions import Window, read_sequences
 from hanorec.errors import DataError
+from hanorec.randomness import rng
 
 TASKS = ("next", "top3", "yesno")
 TARGETS = {"next": 1, "top3": 3, "yesno": 1}

@@ -1,6 +1,6 @@
 """Users: what they chose, in order.
 
-In flow a split file (`train.tsv`, `val.tsv`, `test.tsv`) and the catalogue; out flow `Sequence`s of item
+In flow a split file (`train.tsv`, `val.tsv`, `test.tsv`) and the catalogue; out flow `UserHistory`s of item
 indices, and from these `Window`s: a short history, the targets that followed it, and what a negative must not
 be. Randomness for whatever is drawn later comes from `rng`, keyed by what is drawn for, so no draw depends on
 the order of the others.
@@ -8,9 +8,6 @@ the order of the others.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +19,7 @@ from hanorec.errors import DataError
 
 
 @dataclass(frozen=True)
-class Sequence:
+class UserHistory:
     """One row of a split file: a user's items as catalogue indices, oldest to newest."""
 
     user: str
@@ -44,7 +41,7 @@ class Window:
     position: int
 
 
-def read_sequences(path: str | Path, catalog: Catalog) -> list[Sequence]:
+def read_sequences(path: str | Path, catalog: Catalog) -> list[UserHistory]:
     """Read rows `user<TAB>item item item ...`, in file order; blank lines are skipped.
 
     Raises DataError: no such file, not UTF-8, no rows, a row of another form, an item that the catalogue
@@ -70,21 +67,18 @@ def read_sequences(path: str | Path, catalog: Catalog) -> list[Sequence]:
                 f"{path}:{number}: item {error.args[0]!r} is not in the catalogue: {catalog.source} gave "
                 f"{len(catalog)} items, e.g. {catalog.items[0]!r}; is it the titles file of this dataset?"
             ) from None
-        sequences.append(Sequence(user, items))
+        sequences.append(UserHistory(user, items))
     if not sequences:
         raise DataError(f"{path}: no rows")
     return sequences
 
 
 def windows(
-    sequences: Iterable[Sequence],
+    sequences: Iterable[UserHistory],
     *,
     history: int = 5,
     targets: int = 1,
     which: str = "last",
-    shift: int = 0,
-    reorder: int = 0,
-    generator: np.random.Generator | None = None,
     minimum_history: int = 1,
 ) -> tuple[list[Window], int]:
     """The last window of every row (`which` = "last"), or all of them ("every", "nested"), in row order and then
@@ -92,8 +86,7 @@ def windows(
 
     The targets are `targets` consecutive items, the history the `history` items before them or as many as there are.
     Nested windows cut a row into chunks instead, from its end, so that each history begins where its chunk does: it
-    grows from 1 item to `history`, and then begins anew; `shift` moves the cuts by so many items. Each row is first put
-    in a `near_order` of `reorder` places, drawn by `generator`.
+    grows from 1 item to `history`, and then begins anew.
 
     Where a user chose a target before, the history would hold the answer: those occurrences are left out of it, and
     such a nested window is skipped. A window is skipped if its history then has fewer than `minimum_history` items, or
@@ -110,44 +103,25 @@ def windows(
     result: list[Window] = []
     skipped = 0
     for sequence in sequences:
-        row, seen, found = sequence.items, frozenset(sequence.items), len(result)
-        order = near_order(len(row), reorder, generator)
-        items = tuple(row[i] for i in order)
+        items, seen, found = sequence.items, frozenset(sequence.items), len(result)
         last = len(items) - targets
         for position in range(max(minimum_history, last) if which == "last" else minimum_history, last + 1):
-            length = history - (last - position + shift) % history if which == "nested" else history
+            length = history - (last - position) % history if which == "nested" else history
             wanted, before = items[position : position + targets], items[max(0, position - length) : position]
             past = tuple(item for item in before if item not in wanted)
             trunk_holds_it = which == "nested" and past != before
             if len(past) >= minimum_history and len(set(wanted)) == targets and not trunk_holds_it:
-                result.append(Window(sequence.user, past, wanted, seen, order[position]))
+                result.append(Window(sequence.user, past, wanted, seen, position))
         skipped += len(result) == found
     return result, skipped
 
 
-def near_order(length: int, places: int, generator: np.random.Generator | None) -> list[int]:
-    """0 to length - 1 in a random order in which only numbers less than `places` apart change places: sorted by
-    n + places · u, with u uniform in [0, 1) for each. With 0 or 1 places they stay as they are, and nothing is drawn.
-    """
-    if places < 2:
-        return list(range(length))
-    assert generator is not None
-    return np.argsort(np.arange(length) + places * generator.random(length)).tolist()
-
-
-def popularity(sequences: Iterable[Sequence], n_items: int) -> np.ndarray:
+def popularity(sequences: Iterable[UserHistory], n_items: int) -> np.ndarray:
     """How often each item occurs: int64 [n_items]. ValueError for an item index outside the catalogue."""
     items = np.array([item for sequence in sequences for item in sequence.items], dtype=np.int64)
     if len(items) and not 0 <= items.min() <= items.max() < n_items:
         raise ValueError(f"item indices reach from {items.min()} to {items.max()}, but there are {n_items} items")
     return np.bincount(items, minlength=n_items).astype(np.int64)
-
-
-def rng(seed: int, *key: str | int) -> np.random.Generator:
-    """A generator that depends on the seed and the key alone: not on process, platform or earlier draws."""
-    name = json.dumps([seed, *key], default=operator.index)  # tells "1" from 1 and "ab", "c" from "a", "bc"
-    digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
 
 
 def _short(text: str, length: int = 80) -> str:

@@ -18,7 +18,7 @@ from hanorec.errors import DataError
 from hanorec.evaluation.measures import Answers
 from hanorec.evaluation.oracles import read_oracles
 from hanorec.evaluation.ranking import FullCatalog, answer_with_scorer
-from hanorec.evaluation.recommenders import co_occurrence_scorer, network_scorer, train_network
+from hanorec.recommenders.networks import co_occurrence_scorer, network_scorer, train_network
 
 BASELINES = {  # as an option takes them: the name of their row in a table
     "random": "random",

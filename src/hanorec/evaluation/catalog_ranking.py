@@ -109,7 +109,7 @@ class Search:
 
 
 @torch.no_grad()
-def places(
+def target_ranks(
     backbone: Backbone,
     images: CatalogImages,
     prompts: Sequence[Prompt],
@@ -125,7 +125,7 @@ def places(
     """
     cache, start = DynamicCache(), max(len(prompt.ids) for prompt in prompts)
     packed = pack_for(backbone, images, prompts, [[target] for target in targets])
-    features = images.outputs(backbone, [item for prompt in prompts for item in prompt.images])
+    features = images.outputs(backbone, [item for prompt in prompts for item in prompt.image_items])
     logps = iter(_next_logps(backbone, packed, packed.row, packed.column, cache, 0, features))
     searches = [
         Search(trie, target, np.stack([next(logps) for _ in target]), test) for target, test in zip(targets, allowed)

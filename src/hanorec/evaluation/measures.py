@@ -26,7 +26,7 @@ class Answers(NamedTuple):
     """What a recommender answered to U examples; a field is None where it does not belong to the task."""
 
     scores: np.ndarray | None = None  # [U, C] next: one a candidate. [U, 1] yesno: p(Yes) of the one candidate
-    places: np.ndarray | None = None  # [U, 2] next, whole catalogue: items ahead of the target, items tied with it
+    ranks: np.ndarray | None = None  # [U, 2] next, whole catalogue: items ahead of the target, items tied with it
     lists: np.ndarray | None = None  # [U, 3] top3: item indices, best first
     hard: np.ndarray | None = None  # [U] yesno: 1 where the answer is Yes
 
@@ -79,8 +79,8 @@ def user_measures(
             "HR@3": metrics.list_hit_rate(answers.lists, targets),
             "NDCG@3": metrics.list_ndcg(answers.lists, targets),
         }
-    ahead, tied = target_places(answers, examples)
-    if answers.places is not None:
+    ahead, tied = target_positions(answers, examples)
+    if answers.ranks is not None:
         return {
             **{f"HR@{k}": metrics.hit_rate(ahead, tied, k) for k in FULL_CUTOFFS},
             **{f"NDCG@{k}": metrics.ndcg(ahead, tied, k) for k in FULL_CUTOFFS},
@@ -92,10 +92,10 @@ def user_measures(
     }
 
 
-def target_places(answers: Answers, examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
+def target_positions(answers: Answers, examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
     """How many candidates are ahead of each target of the task next and how many are tied with it, [U] each."""
-    if answers.places is not None:
-        ahead, tied = answers.places.T
+    if answers.ranks is not None:
+        ahead, tied = answers.ranks.T
         return ahead, tied
     assert answers.scores is not None
     target = np.array([example.candidates.index(example.targets[0]) for example in examples])

@@ -16,13 +16,14 @@ import torch
 from tqdm import tqdm
 
 from hanorec import distributed
+from hanorec.data.batching import batches
 from hanorec.data.examples import Example
 from hanorec.errors import DataError
 from hanorec.evaluation import catalog_ranking, metrics
 from hanorec.evaluation.measures import MAIN_MEASURE, Answers, point_measures
 from hanorec.models.backbone import Backbone
 from hanorec.models.prompts import Prompts
-from hanorec.models.scoring import batches, score
+from hanorec.models.scoring import score
 
 
 class FullCatalog:
@@ -51,11 +52,11 @@ def answer_with_scorer(
     scorer: takes an example and returns a score for each of its candidates, [C]; higher is better.
     """
     if full_catalog is not None:  # one user's candidates at a time: those of all users would not fit
-        places = []
+        ranks = []
         for example in examples:
             scores = scorer(replace(example, candidates=full_catalog.candidates(example)))
-            places.append([counts[0] for counts in metrics.positions(scores[None], [0])])
-        return Answers(places=np.array(places))
+            ranks.append([counts[0] for counts in metrics.positions(scores[None], [0])])
+        return Answers(ranks=np.array(ranks))
     scores = np.stack([scorer(example) for example in examples])
     if task != "top3":
         return Answers(scores=scores)
@@ -85,8 +86,8 @@ def answer_with_model(
     model = backbone.model
     was_training = model.training
     model.eval()
-    if full_catalog is not None and backbone.layout.plain:
-        raise DataError(f"--candidates all: needs packed responses, but {backbone.layout.plain}")
+    if full_catalog is not None and backbone.layout.why_unpacked:
+        raise DataError(f"--candidates all: needs packed responses, but {backbone.layout.why_unpacked}")
     if full_catalog is None:
         lengths = [prompts.length(prompts.prompt(e), [prompts.name([item]) for item in e.candidates]) for e in examples]
         answer_batch = _answer_batch
@@ -129,8 +130,8 @@ def _rank_full_catalog(
     x = [prompts.prompt(example) for example in examples]
     targets = [prompts.chosen(example) for example in examples]
     is_candidate = [full_catalog.is_candidate(example) for example in examples]
-    places = catalog_ranking.places(backbone, prompts.images, x, targets, trie, is_candidate)
-    return Answers(places=np.column_stack(places))
+    ranks = catalog_ranking.target_ranks(backbone, prompts.images, x, targets, trie, is_candidate)
+    return Answers(ranks=np.column_stack(ranks))
 
 
 def _answer_batch(backbone: Backbone, prompts: Prompts, examples: Sequence[Example]) -> Answers:

@@ -24,8 +24,8 @@ from transformers.utils import logging
 from hanorec import distributed
 from hanorec.errors import DataError
 from hanorec.models import attention, tiny
-from hanorec.models.layout import find_layout
-from hanorec.models.packing import Layout
+from hanorec.models.discovery import find_layout
+from hanorec.models.layout import Layout
 
 logging.disable_progress_bar()
 
@@ -61,7 +61,7 @@ class Backbone:
         return next(self.model.parameters()).device
 
     @property
-    def parameters(self) -> int:
+    def num_parameters(self) -> int:
         """Number of the model's parameters."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
@@ -166,8 +166,10 @@ def load_backbone(
     torch.set_float32_matmul_precision("high")  # TF32, where there is such a thing
     backbone = describe(model.to(device).eval(), processor, name)
     backbone.compute = compute
-    if backbone.layout.plain:
-        warnings.warn(f"--backbone {name}: one forward a response, because {backbone.layout.plain}", stacklevel=2)
+    if backbone.layout.why_unpacked:
+        warnings.warn(
+            f"--backbone {name}: one forward a response, because {backbone.layout.why_unpacked}", stacklevel=2
+        )
     return backbone
 
 
@@ -201,7 +203,7 @@ def describe(model: Any, processor: Any, name: str = "") -> Backbone:
         raise DataError(f"--backbone {name}: {type(model).__name__} does not read images as tokens in its text")
     image_text = _image_text(processor)
     layout = find_layout(model, processor, image_text)
-    if not layout.plain:
+    if not layout.why_unpacked:
         attention.use_blocks(model)
     return Backbone(model, processor, *_chat_format(processor), image_text, layout)
 

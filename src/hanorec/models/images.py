@@ -24,8 +24,8 @@ from tqdm import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from hanorec import distributed
-from hanorec.cache import cached, weights_fingerprint
-from hanorec.data.catalog import content_fingerprint, load_image
+from hanorec.cache import cached, content_fingerprint, weights_fingerprint
+from hanorec.data.catalog import load_image
 from hanorec.models.backbone import Backbone
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")  # the other inputs are the images'

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hanorec.models.packing import Layout, Packed, Prompt, check_filled
+from hanorec.models.layout import Layout
+from hanorec.models.packing import Packed, Prompt, check_filled
 
 
 def packed_inputs(packed: Packed, layout: Layout, device: torch.device, dtype: torch.dtype, first: int = 0) -> dict:
@@ -21,7 +22,10 @@ def packed_inputs(packed: Packed, layout: Layout, device: torch.device, dtype: t
     dtype: the type in which the model computes, which is also that of the masks.
     """
     assert packed.position_ids is not None, "packed_inputs takes what `pack` has laid out"
-    masks = {kind: additive(visible.to(device), dtype) for kind, visible in layout.masks(packed, first).items()}
+    masks = {
+        kind: additive(visible.to(device), dtype)
+        for kind, visible in layout.masks(packed.attention_mask, packed.offsets, first).items()
+    }
     return {
         "input_ids": packed.input_ids[:, first:].to(device),
         "attention_mask": masks if len(masks) > 1 else next(iter(masks.values())),
@@ -29,16 +33,16 @@ def packed_inputs(packed: Packed, layout: Layout, device: torch.device, dtype: t
     }
 
 
-def apart_inputs(packed: Packed, layout: Layout, device: torch.device) -> dict:
-    """The keyword arguments with which a model's forward reads sequences that `apart` has laid out.
+def unpacked_inputs(packed: Packed, layout: Layout, device: torch.device) -> dict:
+    """The keyword arguments with which a model's forward reads sequences that `unpacked` has laid out.
 
     Token types are those that processors write: 1 where an image stands; and in families whose prompt sees all of
     itself, 1 behind the prompt.
     """
     types = packed.input_ids == layout.image_token
     if layout.visibility == "prefix":
-        ends = torch.full((len(types),), packed.places.shape[1]).scatter_reduce(0, packed.row, packed.column, "amin")
-        types = packed.places > ends[:, None]
+        ends = torch.full((len(types),), packed.offsets.shape[1]).scatter_reduce(0, packed.row, packed.column, "amin")
+        types = packed.offsets > ends[:, None]
     inputs = {"input_ids": packed.input_ids, "attention_mask": packed.attention_mask.long()}
     inputs |= {name: types.long() for name in layout.types}
     return {name: value.to(device) for name, value in inputs.items()}
@@ -49,7 +53,7 @@ def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)
 
 
-def apart(prompts: Sequence[Prompt], responses: Sequence[Sequence[Sequence[int]]], *, pad: int) -> Packed:
+def unpacked(prompts: Sequence[Prompt], responses: Sequence[Sequence[Sequence[int]]], *, pad: int) -> Packed:
     """Lay out each of N responses in a sequence of its own behind its prompt, padded on the right: the plain way, for a
     model that cannot read them packed.
 
@@ -67,6 +71,6 @@ def apart(prompts: Sequence[Prompt], responses: Sequence[Sequence[Sequence[int]]
     number = np.repeat(np.arange(len(pairs)), [len(answer) for _, answer in pairs])
     column = np.concatenate([np.arange(len(answer)) + len(ids) - 1 for ids, answer in pairs])
     labels = np.concatenate([np.array(answer) for _, answer in pairs])
-    places = np.broadcast_to(np.arange(columns), mask.shape).copy()
-    tensors = (torch.from_numpy(array) for array in (places, number, column, labels, number))
+    offsets = np.broadcast_to(np.arange(columns), mask.shape).copy()
+    tensors = (torch.from_numpy(array) for array in (offsets, number, column, labels, number))
     return Packed(torch.from_numpy(input_ids), torch.from_numpy(mask), None, *tensors)

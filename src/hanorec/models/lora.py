@@ -95,34 +95,6 @@ def prepare_for_training(backbone: Backbone, options) -> None:
     model.train()
 
 
-PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}  # of a layer that `add_dropout` knows
-
-
-def add_dropout(backbone: Backbone, p: float) -> None:
-    """Drop elements of what the language model's first layer reads, and of what every attention and MLP adds to it,
-    with probability p while the model trains: the residual dropout of Vaswani et al. (arXiv 1706.03762, section 5.4),
-    which published models no longer have but small data need.
-
-    Errors: DataError for a model with LoRA, which has its own, and for layers that are other than a norm and attention,
-    a norm and an MLP (in some families another norm follows, and would undo it).
-    """
-    if isinstance(backbone.model, PeftModel):
-        raise DataError("--dropout: is of a model that trains whole; LoRA has --lora-dropout")
-    dropout = Dropout(p).train(backbone.model.training)
-
-    def dropped(output):
-        return (dropout(output[0]), *output[1:]) if isinstance(output, tuple) else dropout(output)
-
-    layers = list(language_model(backbone.model).layers)  # type: ignore[arg-type]
-    for layer in layers:
-        if {name for name, _ in layer.named_children()} != PARTS:
-            raise DataError(f"--dropout: not with layers of the kind {type(layer).__name__}, but with those of Llama's")
-        for block in (layer.self_attn, layer.mlp):
-            block.register_forward_hook(lambda _, inputs, output: dropped(output))
-    layers[0].register_forward_pre_hook(lambda _, inputs: dropped(inputs))
-    layers[0].add_module("dropout", dropout)  # so that it is on and off with the model
-
-
 class Dropout(torch.nn.Dropout):
     """Dropout that draws on a CPU which elements fall, not one number for every element; elsewhere this is torch's own.
 

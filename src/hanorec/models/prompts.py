@@ -14,7 +14,8 @@ from hanorec.data.examples import Example
 from hanorec.errors import DataError
 from hanorec.models.backbone import Backbone
 from hanorec.models.images import CatalogImages
-from hanorec.models.packing import Branch, Layout, Prompt
+from hanorec.models.layout import Layout
+from hanorec.models.packing import Branch, Prompt
 
 HISTORY = "The user chose, oldest first:"
 QUESTIONS = {  # (task, are the candidates listed?)
@@ -61,7 +62,7 @@ class Prompts:
         mask_titles: bool = False,
     ):
         self.images, self.task, self.list_candidates, self.protocol = images, task, list_candidates, protocol
-        self.packed = not backbone.layout.plain  # whether responses share one copy of their prompt
+        self.packed = not backbone.layout.why_unpacked  # whether responses share one copy of their prompt
         release = protocol == "release"
         opening, question = RELEASE[task] if release else (HISTORY, QUESTIONS[task, list_candidates])
         quote = '"' if release else ""
@@ -83,7 +84,7 @@ class Prompts:
     def prompt(self, example: Example) -> Prompt:
         """The prompt x of an example: history, question, candidates."""
         ids, question = self._history(example)[-1], self._question(example)
-        images = self._shown(example.shown or example.history) + question.images
+        images = self._shown(example.shown or example.history) + question.image_items
         return Prompt(ids + question.ids, images)
 
     def nested(self, examples: Sequence[Example], *, name_history: bool = False) -> Prompt:
@@ -97,7 +98,7 @@ class Prompts:
         branches = []
         for example in examples:
             question = self._question(example)
-            branches.append(Branch(len(trunk[len(example.history)]), question.ids, question.images))
+            branches.append(Branch(len(trunk[len(example.history)]), question.ids, question.image_items))
         if name_history:
             for before, item in zip(trunk, longest.history):
                 if self._shown([item]):
@@ -114,7 +115,7 @@ class Prompts:
         """The first part of a prompt with none of the history's items, with the first, with the first two, …"""
         parts = [self.opening]
         for item, image in zip(example.history, example.shown or example.history):
-            parts.append(parts[-1] + self.newline + self._look(item, image) + self.history_titles[item])
+            parts.append(parts[-1] + self.newline + self._item_view(item, image) + self.history_titles[item])
         return parts
 
     def _question(self, example: Example) -> Prompt:
@@ -127,7 +128,7 @@ class Prompts:
         elif self.task == "yesno":
             (candidate,) = example.candidates
             shown = self._shown([candidate])
-            ids += self.newline + self._look(candidate, candidate) + self.titles[candidate]
+            ids += self.newline + self._item_view(candidate, candidate) + self.titles[candidate]
         elif self.list_candidates:
             for item in example.candidates:
                 ids += self.newline + self.titles[item]
@@ -137,7 +138,7 @@ class Prompts:
         """Those of the items whose image a prompt shows."""
         return [item for item in items if self.shows_images and self.images.placeholders(item)]
 
-    def _look(self, item: int, image: int) -> list[int]:
+    def _item_view(self, item: int, image: int) -> list[int]:
         """What stands before an item's title: the image of `image`, which is the item itself or stands for it, and the
         item's description, as far as the view shows them."""
         return (self.images.placeholders(image) if self.shows_images else []) + self.descriptions[item]
@@ -173,7 +174,7 @@ class Prompts:
 def unpackable(layout: Layout) -> str:
     """Why a model family cannot read prompts as branches of one trunk, for which responses have to be packed and a
     prompt must not see its later tokens; empty where it can."""
-    return layout.plain or ("a prompt sees all of itself" if layout.visibility == "prefix" else "")
+    return layout.why_unpacked or ("a prompt sees all of itself" if layout.visibility == "prefix" else "")
 
 
 def windows_for(layout: Layout, windows: str) -> str:

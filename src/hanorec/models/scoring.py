@@ -19,12 +19,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hanorec import distributed
-from hanorec.cache import cached
-from hanorec.data.catalog import content_fingerprint
+from hanorec.cache import cached, content_fingerprint
+from hanorec.data.batching import batches
 from hanorec.losses import perturbed_logits, token_logps
 from hanorec.models.backbone import Backbone, last_mlp
 from hanorec.models.images import CatalogImages
-from hanorec.models.inputs import apart, apart_inputs, packed_inputs
+from hanorec.models.inputs import packed_inputs, unpacked, unpacked_inputs
 from hanorec.models.packing import Packed, Prompt, pack
 
 
@@ -50,15 +50,15 @@ def score(
     Errors: ValueError for no prompts, an empty prompt, or a response without tokens.
     """
     device, layout = backbone.device, backbone.layout
-    if layout.plain:
-        packed = apart(prompts, responses, pad=backbone.pad)
-        items = [item for prompt, answers in zip(prompts, responses) for item in prompt.images * len(answers)]
-        inputs = apart_inputs(packed, layout, device)
+    if layout.why_unpacked:
+        packed = unpacked(prompts, responses, pad=backbone.pad)
+        items = [item for prompt, answers in zip(prompts, responses) for item in prompt.image_items * len(answers)]
+        inputs = unpacked_inputs(packed, layout, device)
         if (grids := images.grids(items)) is not None:
             inputs["image_grid_thw"] = grids.to(device)
     else:
         packed = pack_for(backbone, images, prompts, responses)
-        items = [item for prompt in prompts for item in prompt.all_images]
+        items = [item for prompt in prompts for item in prompt.all_image_items]
         inputs = packed_inputs(packed, layout, device, backbone.compute)
     inputs |= images.outputs(backbone, items)
     logits = logits_at(backbone, packed.row, packed.column, **inputs, use_cache=False)  # [M, V], prompt by prompt
@@ -94,7 +94,7 @@ def score_all(
     def make() -> dict[str, Tensor]:
         backbone.model.eval()
         asked = list(zip(prompts, responses))
-        if backbone.layout.plain:  # each response is read with a prompt of its own, so no forward need hold them all
+        if backbone.layout.why_unpacked:  # each response has a prompt of its own, so no forward need hold them all
             asked = [(prompt, [answer]) for prompt, answers in asked for answer in answers]
         micro_batches = batches([prompt.length + sum(map(len, answers)) for prompt, answers in asked], forward_tokens)
         with tqdm(total=len(asked), desc="reference", unit="prompt", leave=False) as bar:
@@ -111,8 +111,8 @@ def score_all(
     sequences = []
     for prompt, answers in zip(prompts, responses):
         ends = [branch.end for branch in prompt.branches]
-        branches = [ids for branch in prompt.branches for ids in (branch.ids, branch.images)]
-        sequences += [prompt.ids, prompt.images, ends, *branches, *answers]
+        branches = [ids for branch in prompt.branches for ids in (branch.ids, branch.image_items)]
+        sequences += [prompt.ids, prompt.image_items, ends, *branches, *answers]
     fingerprint = content_fingerprint(
         weights,
         images.fingerprint,
@@ -122,28 +122,17 @@ def score_all(
     return cached(cache, "reference", fingerprint, make, together=True)["logps"]
 
 
-def batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """All numbers 0 … len(lengths) - 1 in batches of similar lengths, each with at most `tokens` tokens after padding
-    to its longest (or one number alone)."""
-    result: list[list[int]] = []
-    for number in sorted(range(len(lengths)), key=lambda n: -lengths[n]):  # the longest comes first and sets the width
-        if not result or (len(result[-1]) + 1) * lengths[result[-1][0]] > tokens:
-            result.append([])
-        result[-1].append(number)
-    return result
-
-
 def logits_at(backbone: Backbone, row: Tensor, column: Tensor, **inputs) -> Tensor:
     """The model's logits at M positions alone, [M, V]: its output head never sees the others. The last layer's MLP does
     not either, since nothing looks at a position after it but the head."""
-    places = torch.stack([row, column]).unique(dim=1).to(backbone.device)
+    positions = torch.stack([row, column]).unique(dim=1).to(backbone.device)
     row, column = row.to(backbone.device), column.to(backbone.device)
     head = backbone.model.get_output_embeddings()
     handle = head.register_forward_pre_hook(lambda _, hidden: (hidden[0][row, column][None],))
     half = backbone.compute != torch.float32
     try:
         with (
-            only_at(places, last_mlp(backbone.model)),
+            only_at(positions, last_mlp(backbone.model)),
             torch.autocast(backbone.device.type, backbone.compute) if half else nullcontext(),
         ):
             return backbone.model(**inputs).logits[0]
@@ -152,18 +141,18 @@ def logits_at(backbone: Backbone, row: Tensor, column: Tensor, **inputs) -> Tens
 
 
 @contextmanager
-def only_at(places: Tensor, module: torch.nn.Module | None) -> Iterator[None]:
+def only_at(positions: Tensor, module: torch.nn.Module | None) -> Iterator[None]:
     """Let a module that takes each position by itself, [B, L, width] -> [B, L, width], compute P of them and give zeros
-    at the others. places: [2, P], the sequence and the column of each."""
+    at the others. positions: [2, P], the sequence and the column of each."""
     shape = torch.Size()
 
     def select(_, inputs: tuple[Tensor]) -> tuple[Tensor]:
         nonlocal shape
         shape = inputs[0].shape
-        return (inputs[0][tuple(places)][None],)
+        return (inputs[0][tuple(positions)][None],)
 
     def put_back(_, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        return output.new_zeros(shape).index_put(tuple(places), output[0])
+        return output.new_zeros(shape).index_put(tuple(positions), output[0])
 
     hooks = [module.register_forward_pre_hook(select), module.register_forward_hook(put_back)] if module else []
     try:
@@ -177,5 +166,5 @@ def pack_for(
     backbone: Backbone, images: CatalogImages, prompts: Sequence[Prompt], responses, *, start: int | None = None
 ) -> Packed:
     """`packing.pack` with what the backbone's family needs."""
-    grids = [images.grids(prompt.all_images) for prompt in prompts] if backbone.layout.axes else None
+    grids = [images.grids(prompt.all_image_items) for prompt in prompts] if backbone.layout.axes else None
     return pack(prompts, responses, pad=backbone.pad, start=start, layout=backbone.layout, grids=grids)

@@ -2,7 +2,7 @@
 
 In: nothing, or texts to learn a vocabulary from. Out: a folder that `AutoModelForImageTextToText` and
 `AutoProcessor` load like any checkpoint of the hub. `PRETRAINED` is the folder that ships with the package:
-this architecture, pretrained on drawn and captioned images by `data/pretrain_tiny.py`.
+this architecture, pretrained on drawn and captioned images by `tools/pretrain_tiny.py`.
 """
 
 from __future__ import annotations

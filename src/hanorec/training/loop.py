@@ -16,15 +16,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from hanorec import distributed
+from hanorec.data.batching import batches, epoch_order
 from hanorec.errors import DataError, Interrupted
 from hanorec.losses import NotFiniteError, RunningResponsiveness
-from hanorec.models.scoring import batches
+from hanorec.randomness import mixed_seed
 from hanorec.training import checkpoints
 
 
@@ -85,7 +85,7 @@ class Run:
             self.epoch = self.step // steps_per_epoch
             if order_of != self.epoch:
                 order_of = self.epoch
-                order = epoch_order(lengths, size, self.options.seed, self.epoch, mixed=self.options.mixed_lengths)
+                order = epoch_order(lengths, size, self.options.seed, self.epoch)
             batch = order[self.step % steps_per_epoch]
             self.users = [users[i] for i in batch]
             yield batch
@@ -113,11 +113,11 @@ class Run:
 
     def seed(self, indices: Sequence[int]) -> None:
         """Let what is random in a forward (dropout) depend on seed, step and the forward's examples alone."""
-        torch.manual_seed(_mixed(self.options.seed, self.step, *indices))
+        torch.manual_seed(mixed_seed(self.options.seed, self.step, *indices))
 
     def generator(self, *example: int) -> torch.Generator:
         """The source of NoDO's noise in this step: for one example, or (without one) for all alike."""
-        return torch.Generator(self.device).manual_seed(_mixed(self.options.seed, self.step, -1, *example))
+        return torch.Generator(self.device).manual_seed(mixed_seed(self.options.seed, self.step, -1, *example))
 
     def require_finite(self, name: str, values: Tensor) -> None:
         """Errors: NotFiniteError, on every rank, where any rank's values are not finite."""
@@ -262,23 +262,3 @@ class Run:
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(distributed.distribute_like(weights[name], parameter))
-
-
-def _mixed(*numbers: int) -> int:
-    """One seed from several numbers."""
-    return int(np.random.SeedSequence([number % 2**32 for number in numbers]).generate_state(1, np.uint64)[0]) >> 1
-
-
-def epoch_order(lengths: Sequence[int], size: int, seed: int, epoch: int, *, mixed: bool = False) -> list[list[int]]:
-    """All examples in batches of `size` (the last one in what is left), in an order that seed and epoch decide. So that
-    little is padded, every 50 batches' worth of the shuffled examples is sorted by length before it is cut, unless
-    lengths are to be `mixed`."""
-    generator = np.random.default_rng([seed, epoch])
-    order = generator.permutation(len(lengths))
-    if not mixed:
-        length = np.asarray(lengths)
-        for start in range(0, len(order), 50 * size):
-            block = order[start : start + 50 * size]
-            order[start : start + 50 * size] = block[np.argsort(length[block], kind="stable")]
-    result = [order[at : at + size].tolist() for at in range(0, len(order), size)]
-    return [result[k] for k in generator.permutation(len(result))]

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from hanorec.losses import LossOutput, RunningResponsiveness
-from hanorec.preference_losses import OBJECTIVES, RunningGaps
+from hanorec.related.objectives import OBJECTIVES, RunningGaps
 
 OWN_OPTIONS = ("label_smoothing", "gamma", "alpha", "keep")
 

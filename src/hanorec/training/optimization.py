@@ -6,10 +6,8 @@ In: the options and the model. Out: plain values; the loops in `train_sft.py` an
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,16 +24,6 @@ def total_steps(rows: int, size: int, options) -> int:
     """How many optimizer steps of `size` rows a run has: `epochs` passes over them, at most `max_steps`."""
     steps = max(1, math.ceil(options.epochs * math.ceil(rows / size)))
     return min(steps, options.max_steps or steps)
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and PyTorch, and ask for deterministic kernels where there are any."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # Else PyTorch fills every new tensor with NaN first.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def cosine_learning_rate(step: int, total: int, peak: float, warmup: float) -> float:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal, Optional
 
 from hanorec.data.examples import TARGETS
-from hanorec.data.release import fixed_options
 from hanorec.errors import DataError
-from hanorec.preference_losses import OBJECTIVES
+from hanorec.related.objectives import OBJECTIVES
+from hanorec.related.release import fixed_options
 from hanorec.training.command_line import option, switch
 from hanorec.training.command_line import parse as parse
 from hanorec.training.objective import OWN_OPTIONS, default_beta, takes
@@ -136,11 +136,6 @@ class OptimizationOptions:
         "nearest on average, at least one",
         least=1,
     )
-    mixed_lengths: bool = switch(
-        False,
-        "draw a step's prompts from all, in place of prompts of similar length: more padding, and over nested windows "
-        "steps that have about as many targets each",
-    )
     learning_rate: float = option(1e-4, "peak of AdamW's learning rate, before it falls to zero in a cosine", least=0)
     warmup: float = option(0.03, "share of the steps in which the learning rate rises", least=0, most=1)
     weight_decay: float = option(0.01, "AdamW's weight decay, on matrices only", least=0)
@@ -172,25 +167,6 @@ class SFTOptimizationOptions(OptimizationOptions):
     epochs: float = option(1.5, "passes over the training windows", least=0)
     learning_rate: float = option(
         1e-3, "peak of AdamW's learning rate; the paper's 0.0001 suits LoRA on a large model", least=0
-    )
-    dropout: float = option(
-        0.0,
-        "probability of dropout on what every attention and MLP of the language model adds, and on what its first "
-        "layer reads; for a model that trains whole, against overfitting",
-        least=0,
-        most=0.9,
-    )
-    cuts: int = option(
-        1,
-        "nested windows: cut a row so often, at other places each time, so that an item is predicted from histories of "
-        "other lengths; an epoch passes over all of them, and so over every item so often",
-        least=1,
-    )
-    reorder: int = option(
-        0,
-        "nested windows: before each cut put a row in another order, in which only items fewer than so many places "
-        "apart change places; against overfitting, where the order of near items says little",
-        least=0,
     )
     name_history: bool = switch(
         False,
@@ -476,7 +452,6 @@ def cache_folder(options: SFTOptions | DPOOptions | EvaluationOptions) -> Path:
     return Path(options.cache or Path(run).parent / "cache")
 
 
-def example_options(options: SFTOptions | DPOOptions | EvaluationOptions) -> dict[str, Any]:
+def example_options(options: EvaluationOptions) -> dict[str, Any]:
     """The options that say which examples a split gives, as arguments of `dataset.split_examples`."""
-    which = dict(task=options.task, history=options.history, candidates=options.candidates, seed=options.seed)
-    return which if isinstance(options, EvaluationOptions) else which | {"protocol": options.protocol}
+    return dict(task=options.task, history=options.history, candidates=options.candidates, seed=options.seed)

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from hanorec import distributed
-from hanorec.data.catalog import content_fingerprint
+from hanorec.cache import content_fingerprint
 from hanorec.errors import DataError
 from hanorec.models.backbone import TILES, Backbone, load_backbone
 from hanorec.training import checkpoints
@@ -27,7 +27,7 @@ from hanorec.training.options import cache_folder
 MODEL = "model"  # the folder of a run that holds the model or adapter
 MERGED = "merged"  # and, if asked for, that of the model with its adapter merged
 # What older runs do not say in their config.json.
-BEFORE = {"protocol": "standard", "item_view": "image", "name_history": False, "cuts": 1, "reorder": 0, "dropout": 0.0}
+BEFORE = {"protocol": "standard", "item_view": "image", "name_history": False}
 READ = ("train.tsv", "val.tsv", "titles.csv", "descriptions.csv", "negatives.tsv")  # a dataset's files
 NOT_SETTINGS = ("resume", "overwrite", "cache")  # options that change nothing about what a run computes
 

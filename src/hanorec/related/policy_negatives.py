@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from hanorec.data.examples import Example
-from hanorec.data.interactions import rng
 from hanorec.errors import DataError
 from hanorec.models.backbone import Backbone
 from hanorec.models.prompts import Prompts
 from hanorec.models.scoring import score_all
+from hanorec.randomness import rng
 
 
 def check_pool(size: int, rejected: int, items: int) -> None:

@@ -22,14 +22,12 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from hanorec import distributed
-from hanorec.cache import cached
-from hanorec.data.catalog import content_fingerprint
+from hanorec.cache import cached, content_fingerprint
+from hanorec.data.batching import batches
 from hanorec.data.dataset import Dataset, split_examples
 from hanorec.data.examples import HISTORY, Example
-from hanorec.data.interactions import near_order
 from hanorec.evaluation.measures import point_measures
 from hanorec.evaluation.ranking import FullCatalog, answer_with_scorer
-from hanorec.models.scoring import batches
 
 Scorer = Callable[[Example], np.ndarray]
 
@@ -49,7 +47,6 @@ class Settings:
     learning_rate: float = 2e-3
     epochs: int = 200
     patience: int = 10  # epochs without a better one after which training ends
-    reorder: int = 0  # every epoch is of rows in another `near_order` of so many places
 
 
 class SASRec(nn.Module):
@@ -171,9 +168,7 @@ def fit(
     with tqdm(range(1, epochs + 1), desc=progress, unit="epoch", disable=not progress, leave=False) as bar:
         for epoch in bar:
             network.train()
-            orders = [near_order(len(row), settings.reorder, generator) for row in rows]
-            moved = [tuple(row[i] for i in order) for row, order in zip(rows, orders)]
-            parts = chunks(moved, settings.length, generator)
+            parts = chunks(rows, settings.length, generator)
             parts = [parts[i] for i in generator.permutation(len(parts))[: math.ceil(share * len(parts))]]
             of_similar_length = batches([len(part) - 1 for part in parts], settings.batch_size)
             for number in generator.permutation(len(of_similar_length)):

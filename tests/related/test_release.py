@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from hanorec.data import release
 from hanorec.data.catalog import Catalog
-from hanorec.data.dataset import split_examples
-from hanorec.data.interactions import Sequence
-from hanorec.data.release import release_examples, release_windows
+from hanorec.data.interactions import UserHistory
 from hanorec.errors import DataError
+from hanorec.related import release
+from hanorec.related.release import release_examples, release_split, release_windows
 
-ROW = Sequence("u", (9, 0, 1, 2, 3, 4, 5))  # item 9 is too old to be used, and was chosen all the same
+ROW = UserHistory("u", (9, 0, 1, 2, 3, 4, 5))  # item 9 is too old to be used, and was chosen all the same
 
 
 def catalog(size: int, without_image: tuple[int, ...] = (), first_id: int = 0) -> Catalog:
@@ -24,7 +23,7 @@ def catalog(size: int, without_image: tuple[int, ...] = (), first_id: int = 0) -
     return Catalog(ids, tuple(f"Title {id}" for id in ids), images, {id: item for item, id in enumerate(ids)})
 
 
-def examples_of(rows: list[Sequence], task: str, items: Catalog, split: str = "train", **more):
+def examples_of(rows: list[UserHistory], task: str, items: Catalog, split: str = "train", **more):
     return release_examples(release_windows(rows, split, task)[0], items, split, task, **more)
 
 
@@ -43,14 +42,14 @@ def test_seven_are_listed_and_three_of_the_four_negatives_are_rejected():
 
 
 def test_candidates_stand_in_any_order():
-    rows = [Sequence(f"u{k}", (0, 1, 2, 3, 4, 5)) for k in range(400)]
+    rows = [UserHistory(f"u{k}", (0, 1, 2, 3, 4, 5)) for k in range(400)]
     places = Counter(example.candidates.index(5) for example in examples_of(rows, "top3", catalog(30)))
     assert set(places) == set(range(7)) and max(places.values()) < 90  # 57 are expected
 
 
 def test_a_coin_decides_whether_the_next_item_is_asked_about():
     """Of 400 users 200 are expected to have the answer Yes, with a standard deviation of 10."""
-    rows = [Sequence(f"u{k}", (0, 1, 2, 3, 4, 5)) for k in range(400)]
+    rows = [UserHistory(f"u{k}", (0, 1, 2, 3, 4, 5)) for k in range(400)]
     examples = examples_of(rows, "yesno", catalog(30))
     assert [example.user for example in examples] == [row.user for row in rows]  # one a user
     yes = [example for example in examples if example.candidates == (5,)]
@@ -68,7 +67,7 @@ def test_a_coin_decides_whether_the_next_item_is_asked_about():
 
 def test_negatives_are_any_items_that_the_user_has_not_chosen():
     """Also such as no row has: of 8 + 4 items all but the row's are drawn, and these alone."""
-    rows = [Sequence(f"u{k}", (0, 1, 2, 3, 4, 5, 6, 7)) for k in range(60)]
+    rows = [UserHistory(f"u{k}", (0, 1, 2, 3, 4, 5, 6, 7)) for k in range(60)]
     drawn = {item for example in examples_of(rows, "top3", catalog(12)) for item in example.candidates}
     assert drawn == {5, 6, 7} | {8, 9, 10, 11}
     with pytest.raises(DataError, match="user u0: 4 negatives asked for, but only 3 items are left"):
@@ -76,7 +75,7 @@ def test_negatives_are_any_items_that_the_user_has_not_chosen():
 
 
 def test_rows_of_fewer_than_six_items_are_left_out():
-    rows = [Sequence("short", (0, 1, 2, 3, 4)), ROW, Sequence("again", (0, 1, 2, 3, 4, 3))]
+    rows = [UserHistory("short", (0, 1, 2, 3, 4)), ROW, UserHistory("again", (0, 1, 2, 3, 4, 3))]
     windows, skipped = release_windows(rows, "test", "top3")
     assert [window.user for window in windows] == ["u"] and skipped == 2  # targets 3, 4, 3 are no three items
     windows, skipped = release_windows(rows, "test", "yesno")
@@ -85,7 +84,7 @@ def test_rows_of_fewer_than_six_items_are_left_out():
 
 def test_the_first_rows_are_used_where_there_are_many(monkeypatch):
     monkeypatch.setattr(release, "MOST_RANKED", 2)
-    rows = [Sequence(f"u{k}", (0, 1, 2, 3, 4, 5)) for k in range(3)]
+    rows = [UserHistory(f"u{k}", (0, 1, 2, 3, 4, 5)) for k in range(3)]
     users = {split: [window.user for window in release_windows(rows, split, "top3")[0]] for split in ("train", "test")}
     assert users == {"train": ["u0", "u1", "u2"], "test": ["u0", "u1"]}
     monkeypatch.undo()
@@ -103,7 +102,7 @@ def test_item_627_lends_its_image_to_items_without_one():
 
 
 def test_examples_depend_on_seed_and_user_alone():
-    rows = [Sequence(f"u{k}", (0, 1, 2, 3, 4, 5)) for k in range(20)]
+    rows = [UserHistory(f"u{k}", (0, 1, 2, 3, 4, 5)) for k in range(20)]
     for task in ("top3", "yesno"):
         both = examples_of(rows, task, catalog(30))
         assert both == examples_of(rows, task, catalog(30)) != examples_of(rows, task, catalog(30), seed=1)
@@ -111,7 +110,7 @@ def test_examples_depend_on_seed_and_user_alone():
 
 
 def test_answers_that_are_all_alike_cannot_be_ranked():
-    rows = [Sequence("u", (0, 1, 2, 3, 4, 5))]
+    rows = [UserHistory("u", (0, 1, 2, 3, 4, 5))]
     with pytest.raises(DataError, match="test: the answer to all 1 examples is (Yes|No), and AUC compares the two"):
         examples_of(rows, "yesno", catalog(30), "test")
     assert len(examples_of(rows, "yesno", catalog(30), "train")) == 1
@@ -119,7 +118,7 @@ def test_answers_that_are_all_alike_cannot_be_ranked():
 
 def test_a_split_gives_them(data):
     with pytest.warns(UserWarning, match="rows are too short for the task yesno"):
-        examples = split_examples(data, "test", "yesno", protocol="release", users=12, history=2, candidates=9)
+        examples = release_split(data, "test", "yesno", users=12)
     assert len(examples) == 12 and all(len(e.history) == 5 and len(e.unchosen) == 4 for e in examples)
     with pytest.raises(DataError, match="--protocol release: has the tasks top3 and yesno; the task is next"):
-        split_examples(data, "test", "next", protocol="release")
+        release_split(data, "test", "next")

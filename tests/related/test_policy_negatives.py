@@ -11,9 +11,9 @@ from hanorec.errors import DataError
 from hanorec.hardness import embed_modalities
 from hanorec.models.backbone import load_backbone
 from hanorec.models.images import CatalogImages
-from hanorec.models.policy_negatives import check_pool, modality_conflict, policy_negatives
 from hanorec.models.prompts import Prompts
 from hanorec.models.scoring import score_all
+from hanorec.related.policy_negatives import check_pool, modality_conflict, policy_negatives
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ import torch
 
 from hanorec.data.dataset import open_dataset, split_examples
 from hanorec.data.examples import Example
-from hanorec.evaluation import recommenders
 from hanorec.evaluation.baselines import BASELINES, baseline_answers
 from hanorec.evaluation.measures import user_measures
 from hanorec.evaluation.ranking import FullCatalog, answer_with_scorer
-from hanorec.evaluation.recommenders import (
+from hanorec.recommenders import networks as recommenders
+from hanorec.recommenders.networks import (
     NETWORKS,
     Settings,
     chunks,
@@ -123,16 +123,6 @@ def test_a_large_dataset_gets_fewer_epochs_of_fewer_rows_and_says_so(monkeypatch
     with pytest.warns(UserWarning, match=f"GRU: still improving after {epochs} epochs"):
         fit(make("GRU4Rec", 6), [(0, 1, 2), (3, 4, 5)], lambda: next(values), settings, np.random.default_rng(0), "GRU")
     assert sizes == [parts] * epochs
-
-
-def test_an_epoch_can_be_of_rows_in_another_order(monkeypatch):
-    seen, row = [], tuple(range(12))
-    monkeypatch.setattr(recommenders, "chunks", lambda rows, *more: seen.append(rows[0]) or chunks(rows, *more))
-    for reorder in (0, 6):
-        settings = Settings(width=8, layers=1, epochs=3, reorder=reorder)
-        fit(make("GRU4Rec", 12), [row], lambda: 0.5, settings, np.random.default_rng(0))
-    assert seen[:3] == [row] * 3 and row not in seen[3:] and len(set(seen[3:])) == 3
-    assert all(sorted(order) == list(row) for order in seen)
 
 
 @pytest.mark.parametrize("length", [1, 3, 50])

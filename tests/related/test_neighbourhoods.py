@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from hanorec.data.examples import Example, Negatives
-from hanorec.data.interactions import Window, rng
+from hanorec.data.interactions import Window
 from hanorec.errors import DataError
 from hanorec.hardness import nearest, pair_hardness
-from hanorec.neighbourhood import chosen_together, refine
+from hanorec.randomness import rng
+from hanorec.related.neighbourhoods import chosen_together, refine
 
 # Four items with two neighbours each, and three users' rows
 SIMILARITIES = torch.tensor([[0.9, 0.3], [0.9, 0.5], [0.5, 0.4], [0.4, 0.2]])

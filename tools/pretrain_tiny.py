@@ -10,8 +10,8 @@ and name, and nothing of the toy catalogue (its items, its users, their choices)
 First the vision tower alone learns to point at the word for what it sees, as contrastive pretraining would teach
 it; then the whole model learns from captions, from copying, and from lists that grow longer.
 
-    python data/pretrain_tiny.py                   makes src/hanorec/models/tiny_backbone, which ships
-    python data/pretrain_tiny.py --output DIR --minutes 1
+    python tools/pretrain_tiny.py                   makes src/hanorec/models/tiny_backbone, which ships
+    python tools/pretrain_tiny.py --output DIR --minutes 1
 """
 
 from __future__ import annotations

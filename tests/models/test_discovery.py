@@ -9,9 +9,9 @@ import families
 import pytest
 import torch
 
-from hanorec.models import layout as layouts
+from hanorec.models import discovery as layouts
 from hanorec.models.backbone import describe, load_backbone
-from hanorec.models.packing import FULL, SLIDING, VISIBILITIES, Layout
+from hanorec.models.layout import FULL, SLIDING, VISIBILITIES, Layout
 
 ONE_KIND, TWO_KINDS = {FULL}, {FULL, SLIDING}
 EXPECTED = {  # visibility, first position, kinds of layers, window, positions in three axes?
@@ -57,7 +57,7 @@ def test_every_family_has_its_layout(build, scale, dtype):
     """Whatever the weights: large, so small that attention hardly tells, or rounded to half precision."""
     layout = describe(*made(build, dtype, scale)).layout
     assert facts(layout) == EXPECTED[build]
-    assert not layout.plain
+    assert not layout.why_unpacked
 
 
 @every(families.PLAIN)
@@ -65,7 +65,7 @@ def test_a_family_that_cannot_be_packed_has_a_reason(build):
     layout = describe(*made(build)).layout
     visibility, reason = REASONS[build]
     assert layout.visibility == visibility
-    assert layout.plain.startswith(reason)
+    assert layout.why_unpacked.startswith(reason)
 
 
 def test_the_tables_hold_every_family():
@@ -79,7 +79,7 @@ def test_a_wrong_visibility_is_never_taken(build, dtype, monkeypatch):
     model, processor = made(build, dtype)
     for wrong in set(VISIBILITIES) - {EXPECTED[build][0]}:
         monkeypatch.setattr(layouts, "VISIBILITIES", (wrong,))
-        assert describe(model, processor).layout.plain
+        assert describe(model, processor).layout.why_unpacked
 
 
 @every([families.qwen2_5_vl, families.gemma3])
@@ -87,13 +87,13 @@ def test_a_wrong_visibility_is_never_taken(build, dtype, monkeypatch):
 def test_a_wrong_window_is_never_taken(build, window, monkeypatch):
     masks = Layout.masks
     monkeypatch.setattr(Layout, "masks", lambda self, *args: masks(replace(self, window=window), *args))
-    assert "differ" in describe(*made(build)).layout.plain
+    assert "differ" in describe(*made(build)).layout.why_unpacked
 
 
 @every([families.qwen2_vl, families.qwen2_5_vl, families.qwen3_vl])
 def test_positions_in_one_axis_are_not_taken_for_three(build, monkeypatch):
     monkeypatch.setattr(layouts, "_three_axes", lambda *_: None)
-    assert "differ" in describe(*made(build)).layout.plain
+    assert "differ" in describe(*made(build)).layout.why_unpacked
 
 
 def test_what_no_mask_describes_goes_the_plain_way():
@@ -107,7 +107,7 @@ def test_what_no_mask_describes_goes_the_plain_way():
         return arguments, named
 
     model.get_decoder().register_forward_pre_hook(backwards, with_kwargs=True)
-    assert "differ" in describe(model, processor).layout.plain
+    assert "differ" in describe(model, processor).layout.why_unpacked
 
 
 def test_a_refusal_is_the_reason_and_any_other_fault_is_raised():
@@ -120,10 +120,10 @@ def test_a_refusal_is_the_reason_and_any_other_fault_is_raised():
         return model.get_decoder().register_forward_pre_hook(hook)
 
     with fail(RuntimeError("a mask of four dimensions")):
-        assert "(RuntimeError: a mask of four dimensions)" in describe(model, processor).layout.plain
+        assert "(RuntimeError: a mask of four dimensions)" in describe(model, processor).layout.why_unpacked
     with fail(ZeroDivisionError()), pytest.raises(ZeroDivisionError):
         describe(model, processor)
-    assert not describe(model, processor).layout.plain
+    assert not describe(model, processor).layout.why_unpacked
 
 
 def test_the_reason_is_a_warning(tmp_path):

@@ -8,7 +8,7 @@ title is one token, and so is each question of the prompts. A title starts at th
 beyond them is learnt from the rows that it occurs in, so it does not suit catalogues with items that training never
 sees. Only titles are read, no user's row.
 
-    python data/fit_vocabulary.py --data DIR --output runs/tiny-for-my-data
+    python tools/fit_vocabulary.py --data DIR --output runs/tiny-for-my-data
     python train_sft.py --data DIR --backbone runs/tiny-for-my-data
 """
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Make a SmolVLM whose language model is as small as SASRec: two layers of width 64.
 
-    python experiments/small_backbone.py --like runs/tiny-ml-100k --output runs/small-ml-100k
+    python tools/small_backbone.py --like runs/tiny-ml-100k --output runs/small-ml-100k
     python train_sft.py --data DIR --backbone runs/small-ml-100k --item-view title --windows nested --history 20 ...
 
 The other way round from sasrec_size.py: SFT as it is, of a language model that is no larger than SASRec. Vocabulary and

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from hanorec.data.catalog import Catalog
+from hanorec.data.dataset import Dataset, check_skipped, draw_windows, read_split
 from hanorec.data.examples import HISTORY, TARGETS, Example, Negatives
-from hanorec.data.interactions import Sequence as Row
-from hanorec.data.interactions import Window, rng
+from hanorec.data.interactions import UserHistory, Window
 from hanorec.errors import DataError
+from hanorec.randomness import rng
 
 TASKS = ("top3", "yesno")
 ROW = 6  # items that a row must have, and the last of which are used
@@ -39,7 +40,20 @@ def fixed_options(task: str) -> dict[str, Any]:
     return {"history": HISTORY[task], "windows": "last", "list_candidates": True, **listed, **pairs}
 
 
-def release_windows(rows: Iterable[Row], split: str, task: str) -> tuple[list[Window], int]:
+def release_split(data: Dataset, split: str, task: str, *, users: int | None = None, seed: int = 2025) -> list[Example]:
+    """The examples of a split, as `dataset.split_examples` gives those of the standard protocol.
+
+    users: take only so many, drawn by the seed (None: all). Errors: DataError as `release_windows` and
+    `release_examples` raise it, and where no row is long enough.
+    """
+    rows = read_split(data, split)
+    windows, skipped = release_windows(rows, split, task)
+    check_skipped(data, split, task, len(rows), len(windows), skipped)
+    drawn = draw_windows(windows, users, nested=False, seed=seed)
+    return release_examples(drawn, data.catalog, split, task, seed=seed)
+
+
+def release_windows(rows: Iterable[UserHistory], split: str, task: str) -> tuple[list[Window], int]:
     """The last `ROW` items of every row that has as many, as a window whose targets stand newest first.
 
     The history is as it is in the row, also where it holds a target. Returns the first 3,000 windows (100,000 of the

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
-from hanorec import preference_losses as P
 from hanorec.losses import NotFiniteError, hanorec_loss, policy_responsiveness
-from hanorec.preference_losses import OBJECTIVES, RunningGaps
+from hanorec.related import objectives as P
+from hanorec.related.objectives import OBJECTIVES, RunningGaps
 
 EXACT = {"rtol": 0, "atol": 0}
 LN3 = math.log(3)  # σ(0) = 1/2, σ(ln 3) = 3/4, σ(-ln 3) = 1/4, σ(2 ln 3) = 9/10
