@@ -61,16 +61,16 @@ def response_logps(
     Returns: [B] in nats, float32 or float64.
     Raises: ValueError for a label that is neither -100 nor in [0, V), or a negative `noise_std`.
     """
-    _check(logits.ndim == 3 and logits.numel() > 0, "logits", f"must be [B, T, V], got {tuple(logits.shape)}")
-    _check_labels(logits, labels)
+    require(logits.ndim == 3 and logits.numel() > 0, "logits", f"must be [B, T, V], got {tuple(logits.shape)}")
+    _require_labels(logits, labels)
     keep = labels != IGNORE
     targets = labels[keep]  # [N]
-    _check(((targets >= 0) & (targets < logits.shape[-1])).all(), "labels", "must be -100 or in [0, V)")
+    require(((targets >= 0) & (targets < logits.shape[-1])).all(), "labels", "must be -100 or in [0, V)")
     # Response positions first: a prompt's logits are then neither copied to float32 nor given noise, and whatever
     # stands there (even nan) reaches neither the value nor the gradient.
     z = logits.flatten(0, 1) if keep.all() else logits[keep]  # [N, V]
     logps = token_logps(perturbed_logits(z, noise_std, generator), targets)
-    _check_finite(logps, "logits", "give a log-probability that is not finite")
+    require_finite(logps, "logits", "give a log-probability that is not finite")
     return logps.new_zeros(labels.shape).masked_scatter(keep, logps).sum(-1)
 
 
@@ -85,9 +85,9 @@ def token_logps(logits: Tensor, labels: Tensor) -> Tensor:
         labels: [N] token ids.
     Returns: [N] in nats, float32 or float64.
     """
-    _check(logits.ndim == 2 and logits.shape[-1] > 0, "logits", f"must be [N, V], got {tuple(logits.shape)}")
-    _check_labels(logits, labels)
-    return _LabelLogps.apply(_wide(logits), labels.long())
+    require(logits.ndim == 2 and logits.shape[-1] > 0, "logits", f"must be [N, V], got {tuple(logits.shape)}")
+    _require_labels(logits, labels)
+    return _LabelLogps.apply(at_least_float32(logits), labels.long())
 
 
 class _LabelLogps(torch.autograd.Function):
@@ -128,8 +128,8 @@ def perturbed_logits(logits: Tensor, noise_std: float, generator: torch.Generato
     Returns: [..., V], float32 or float64.
     Raises: ValueError for a negative `noise_std`.
     """
-    _check_std(noise_std)
-    z = _wide(logits)
+    _require_std(noise_std)
+    z = at_least_float32(logits)
     return z if noise_std == 0 else _gaussian(z, generator).mul_(noise_std).add_(z)
 
 
@@ -145,10 +145,10 @@ def neighbourhood_distance(
     Returns: [B] from 0 to √2. Where a response lists several items, the caller averages over its item pairs.
     Raises: ValueError for a `temperature` that is not positive.
     """
-    _check_batch(2, chosen_similarities=chosen_similarities, rejected_similarities=rejected_similarities)
-    _check_positive(temperature=temperature)
-    chosen = torch.softmax(_wide(chosen_similarities) / temperature, dim=-1)  # P_w
-    rejected = torch.softmax(_wide(rejected_similarities) / temperature, dim=-1)  # P_l
+    require_batch(2, chosen_similarities=chosen_similarities, rejected_similarities=rejected_similarities)
+    require_positive(temperature=temperature)
+    chosen = torch.softmax(at_least_float32(chosen_similarities) / temperature, dim=-1)  # P_w
+    rejected = torch.softmax(at_least_float32(rejected_similarities) / temperature, dim=-1)  # P_l
     return torch.linalg.vector_norm(chosen - rejected, dim=-1)  # Eq. 5
 
 
@@ -160,10 +160,22 @@ def hardness_weight(distance: Tensor, *, mean_distance: float | Tensor | None = 
         mean_distance: [] mean of δ over all training pairs; None takes the mean of `distance`.
     Returns: [B], positive.
     """
-    _check_batch(1, distance=distance)
-    distance = _wide(distance)
-    mean = distance.mean() if mean_distance is None else _scalar("mean_distance", mean_distance, distance)
+    require_batch(1, distance=distance)
+    distance = at_least_float32(distance)
+    mean = distance.mean() if mean_distance is None else scalar_like("mean_distance", mean_distance, distance)
     return torch.sigmoid(distance) / torch.sigmoid(mean)  # Eq. 6
+
+
+def chosen_and_rejected(logps: Tensor) -> tuple[Tensor, Tensor]:
+    """The two sides of every pair, where a prompt has R rejected responses and so R pairs.
+
+    Args:
+        logps: [B, 1+R] a number for each response, the chosen one first.
+    Returns: [B·R] those of the chosen and [B·R] those of the rejected responses, prompt by prompt.
+    """
+    require(logps.ndim == 2, "logps", f"must be [B, 1+R], got {tuple(logps.shape)}")
+    rejected = logps[:, 1:]
+    return logps[:, :1].expand_as(rejected).flatten(), rejected.flatten()
 
 
 def log_ratio_margin(
@@ -177,9 +189,9 @@ def log_ratio_margin(
     Returns: [B] in nats; positive where the policy prefers y_w more than the reference does.
     """
     policy = {"policy_chosen": policy_chosen, "policy_rejected": policy_rejected}
-    _check_batch(1, **policy, reference_chosen=reference_chosen, reference_rejected=reference_rejected)
-    chosen = _wide(policy_chosen) - _wide(reference_chosen)
-    return chosen - (_wide(policy_rejected) - _wide(reference_rejected))  # Eq. 7
+    require_batch(1, **policy, reference_chosen=reference_chosen, reference_rejected=reference_rejected)
+    chosen = at_least_float32(policy_chosen) - at_least_float32(reference_chosen)
+    return chosen - (at_least_float32(policy_rejected) - at_least_float32(reference_rejected))  # Eq. 7
 
 
 def policy_responsiveness(reward_gaps: Tensor) -> Tensor:
@@ -189,8 +201,8 @@ def policy_responsiveness(reward_gaps: Tensor) -> Tensor:
         reward_gaps: [B] R = β₀Δ, of the global batch: gather it first where several processes share one.
     Returns: [] without gradient, from 0 to 1/σ(−1); 1 for fewer than three gaps, where nothing is trimmed.
     """
-    _check_batch(1, reward_gaps=reward_gaps)
-    gaps = _wide(reward_gaps).detach()
+    require_batch(1, reward_gaps=reward_gaps)
+    gaps = at_least_float32(reward_gaps).detach()
     mean = gaps.mean()
     # R̄ passes through zero (and is zero when training starts); the scale there is the mean size of a gap.
     scale = torch.where(mean.abs() > NEAR_ZERO, mean, gaps.abs().mean().clamp(min=NEAR_ZERO))
@@ -218,7 +230,7 @@ class RunningResponsiveness:
     """
 
     def __init__(self, momentum: float = 0.9):
-        _check(0 <= momentum < 1, "momentum", f"must be at least 0 and below 1, got {momentum}")
+        require(0 <= momentum < 1, "momentum", f"must be at least 0 and below 1, got {momentum}")
         self.momentum = momentum
         self.mean: float | None = None  # M; None before the first batch
 
@@ -229,8 +241,8 @@ class RunningResponsiveness:
             reward_gaps: [B] R = β₀Δ, of the global batch.
         Returns: [] without gradient.
         """
-        _check_batch(1, reward_gaps=reward_gaps)
-        mean = _trimmed_mean(_wide(reward_gaps).detach())
+        require_batch(1, reward_gaps=reward_gaps)
+        mean = _trimmed_mean(at_least_float32(reward_gaps).detach())
         usual = mean if self.mean is None else mean.new_tensor(self.mean)
         self.mean = (self.momentum * usual + (1 - self.momentum) * mean).item()
         change = (mean - usual).clamp(-1, 1)
@@ -257,10 +269,10 @@ def adaptive_beta(
     Returns: [B] without gradient.
     Raises: ValueError for a `beta` or a `floor` that is not positive.
     """
-    _check_batch(1, hardness=hardness)
-    _check_positive(beta=beta, floor=floor)
-    hardness = _wide(hardness).detach()
-    return (beta * _scalar("responsiveness", responsiveness, hardness) * hardness).clamp(min=floor)  # Eq. 11
+    require_batch(1, hardness=hardness)
+    require_positive(beta=beta, floor=floor)
+    hardness = at_least_float32(hardness).detach()
+    return (beta * scalar_like("responsiveness", responsiveness, hardness) * hardness).clamp(min=floor)  # Eq. 11
 
 
 def hanorec_loss(
@@ -286,19 +298,21 @@ def hanorec_loss(
     Raises: ValueError for a `beta` or a `beta_floor` that is not positive.
     """
     margin = log_ratio_margin(policy_chosen, policy_rejected, reference_chosen, reference_rejected)
-    _check_batch(1, policy_chosen=policy_chosen, hardness=hardness)
-    _check_positive(beta=beta, beta_floor=beta_floor)
+    require_batch(1, policy_chosen=policy_chosen, hardness=hardness)
+    require_positive(beta=beta, beta_floor=beta_floor)
     if responsiveness is None:
         responsiveness = policy_responsiveness(beta * margin)
     pair_beta = adaptive_beta(hardness, responsiveness, beta=beta, floor=beta_floor)
     losses = -F.logsigmoid(pair_beta * margin)  # Eq. 12; log(sigmoid(-1e4)) would be -inf
+    chosen_ratio = at_least_float32(policy_chosen) - at_least_float32(reference_chosen)
+    rejected_ratio = at_least_float32(policy_rejected) - at_least_float32(reference_rejected)
     return LossOutput(
         loss=losses.mean(),
         losses=losses,
         beta=pair_beta,
-        responsiveness=_scalar("responsiveness", responsiveness, pair_beta),
-        chosen_rewards=(pair_beta * (_wide(policy_chosen) - _wide(reference_chosen))).detach(),
-        rejected_rewards=(pair_beta * (_wide(policy_rejected) - _wide(reference_rejected))).detach(),
+        responsiveness=scalar_like("responsiveness", responsiveness, pair_beta),
+        chosen_rewards=(pair_beta * chosen_ratio).detach(),
+        rejected_rewards=(pair_beta * rejected_ratio).detach(),
     )
 
 
@@ -323,11 +337,11 @@ def perturbed_lora(model: nn.Module, noise_std: float, *, generator: torch.Gener
     Raises: ValueError for a negative `noise_std`, or noise for a `model` without LoRA layers or with LoRA layers that
         are not linear.
     """
-    _check_std(noise_std)
+    _require_std(noise_std)
     layers: list[Any] = [
         m for m in model.modules() if isinstance(getattr(m, "lora_A", None), nn.ModuleDict) and m.lora_A
     ]
-    _check(layers or noise_std == 0, "model", "has no LoRA layers to perturb")
+    require(layers or noise_std == 0, "model", "has no LoRA layers to perturb")
     linears = [
         matrices[name]
         for layer in layers
@@ -336,7 +350,7 @@ def perturbed_lora(model: nn.Module, noise_std: float, *, generator: torch.Gener
         if name in layer.lora_A
         for matrices in (layer.lora_A, layer.lora_B)
     ]
-    _check(all(isinstance(linear, nn.Linear) for linear in linears), "model", "has LoRA layers that are not linear")
+    require(all(isinstance(linear, nn.Linear) for linear in linears), "model", "has LoRA layers that are not linear")
     handles = []
     try:
         for linear in linears:
@@ -354,46 +368,46 @@ def _add_product(noise: Tensor, linear: nn.Module, inputs: tuple[Tensor], output
     return output + F.linear(inputs[0], noise.to(output))
 
 
-def _check(holds: object, argument: str, problem: str) -> None:
+def require(holds: object, argument: str, problem: str) -> None:
     if not holds:
         raise ValueError(f"{argument} {problem}")
 
 
-def _check_finite(tensor: Tensor, argument: str, problem: str = "must be finite") -> None:
+def require_finite(tensor: Tensor, argument: str, problem: str = "must be finite") -> None:
     if not tensor.isfinite().all():
         raise NotFiniteError(f"{argument} {problem}")
 
 
-def _check_labels(logits: Tensor, labels: Tensor) -> None:
+def _require_labels(logits: Tensor, labels: Tensor) -> None:
     shape = logits.shape[:-1]
-    _check(labels.shape == shape, "labels", f"must be {list(shape)} as the logits are, got {list(labels.shape)}")
-    _check(not labels.is_floating_point() and labels.dtype != torch.bool, "labels", "must be integers")
+    require(labels.shape == shape, "labels", f"must be {list(shape)} as the logits are, got {list(labels.shape)}")
+    require(not labels.is_floating_point() and labels.dtype != torch.bool, "labels", "must be integers")
 
 
-def _check_std(noise_std: float) -> None:
-    _check(0 <= noise_std < math.inf, "noise_std", f"must be finite and at least 0, got {noise_std}")
+def _require_std(noise_std: float) -> None:
+    require(0 <= noise_std < math.inf, "noise_std", f"must be finite and at least 0, got {noise_std}")
 
 
-def _check_positive(**numbers: float) -> None:
+def require_positive(**numbers: float) -> None:
     for name, number in numbers.items():
-        _check(0 < number < math.inf, name, f"must be positive and finite, got {number}")
+        require(0 < number < math.inf, name, f"must be positive and finite, got {number}")
 
 
-def _check_batch(ndim: int, **tensors: Tensor) -> None:
+def require_batch(ndim: int, **tensors: Tensor) -> None:
     """Every tensor has `ndim` axes and the first one's shape, is not empty, and is finite."""
     shape = next(iter(tensors.values())).shape
     for name, tensor in tensors.items():
-        _check(tensor.ndim == ndim, name, f"must have {ndim} axes, got shape {tuple(tensor.shape)}")
-        _check(tensor.shape == shape, name, f"must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
-        _check(tensor.numel() > 0, name, "must not be empty")
-        _check_finite(tensor, name)
+        require(tensor.ndim == ndim, name, f"must have {ndim} axes, got shape {tuple(tensor.shape)}")
+        require(tensor.shape == shape, name, f"must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
+        require(tensor.numel() > 0, name, "must not be empty")
+        require_finite(tensor, name)
 
 
-def _scalar(name: str, value: float | Tensor, like: Tensor) -> Tensor:
+def scalar_like(name: str, value: float | Tensor, like: Tensor) -> Tensor:
     """`value` as a finite [] tensor without gradient, of the dtype and on the device of `like`."""
     scalar = torch.as_tensor(value, dtype=like.dtype, device=like.device).detach()
-    _check(scalar.ndim == 0, name, f"must be a scalar, got shape {tuple(scalar.shape)}")
-    _check_finite(scalar, name)
+    require(scalar.ndim == 0, name, f"must be a scalar, got shape {tuple(scalar.shape)}")
+    require_finite(scalar, name)
     return scalar
 
 
@@ -402,7 +416,7 @@ def _trimmed_mean(gaps: Tensor) -> Tensor:
     return (gaps.sort().values[1:-1] if len(gaps) >= 3 else gaps).mean()
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def at_least_float32(tensor: Tensor) -> Tensor:
     """At least float32: half precision would round a difference of log-probabilities away."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 

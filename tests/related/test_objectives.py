@@ -9,19 +9,40 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
-from hanorec.losses import NotFiniteError, hanorec_loss, policy_responsiveness
-from hanorec.related import objectives as P
-from hanorec.related.objectives import OBJECTIVES, RunningGaps
+from hanorec.losses import NotFiniteError, chosen_and_rejected, hanorec_loss, policy_responsiveness
+from hanorec.related.batch_objectives import RunningGaps, beta_dpo_loss, dama_loss
+from hanorec.related.group_objectives import (
+    cross_entropy_loss,
+    dmpo_loss,
+    grpo_loss,
+    hanorec_softmax_loss,
+    sdpo_loss,
+)
+from hanorec.related.objectives import PAPER_BETA, WITH_HARDNESS, WITH_RUNNING_GAPS, related_objective
+from hanorec.related.pair_objectives import cdpo_loss, dpo_loss, ipo_loss, orpo_loss, simpo_loss
 
 EXACT = {"rtol": 0, "atol": 0}
 LN3 = math.log(3)  # σ(0) = 1/2, σ(ln 3) = 3/4, σ(-ln 3) = 1/4, σ(2 ln 3) = 9/10
-HANOREC = ("hanorec", "hanorec-softmax")
-PAIRWISE = ("hanorec", "dpo", "cdpo", "ipo", "simpo", "orpo", "beta-dpo", "dama")
+BOTH = ("policy", "reference")
+OBJECTIVES = {  # by name: the function, and the tables that it takes
+    "dpo": (dpo_loss, BOTH),
+    "cdpo": (cdpo_loss, BOTH),
+    "ipo": (ipo_loss, BOTH),
+    "simpo": (simpo_loss, ("policy", "lengths")),
+    "orpo": (orpo_loss, ("policy", "lengths")),
+    "s-dpo": (sdpo_loss, BOTH),
+    "hanorec-softmax": (hanorec_softmax_loss, (*BOTH, "hardness")),
+    "dmpo": (dmpo_loss, BOTH),
+    "cross-entropy": (cross_entropy_loss, ("policy",)),
+    "grpo": (grpo_loss, (*BOTH, "lengths")),
+    "beta-dpo": (beta_dpo_loss, BOTH),
+    "dama": (dama_loss, (*BOTH, "hardness")),
+}
+PAIRWISE = ("dpo", "cdpo", "ipo", "simpo", "orpo", "beta-dpo", "dama")
 FILTERED = ("beta-dpo", "dama")
 REFERENCE_FREE = ("simpo", "orpo", "cross-entropy")
-USES_LENGTHS, USES_HARDNESS = ("simpo", "orpo", "grpo"), (*HANOREC, "dama")
 OWN = {name: {} for name in OBJECTIVES} | dict.fromkeys(FILTERED, {"keep": 1.0})  # every pair, so nothing is random
-OWN |= dict.fromkeys(HANOREC, {"responsiveness": 0.9})  # η, which is a constant to the gradient
+OWN["hanorec-softmax"] = {"responsiveness": 0.9}  # η, which is a constant to the gradient
 
 
 def f64(*values):
@@ -46,7 +67,9 @@ def state_of(running):
 
 
 def call(name, policy, reference, lengths, hardness, **options):
-    return OBJECTIVES[name](policy, reference, lengths=lengths, hardness=hardness, **OWN[name] | options)
+    function, taken = OBJECTIVES[name]
+    given = {"policy": policy, "reference": reference, "lengths": lengths, "hardness": hardness}
+    return function(*(given[table] for table in taken), **OWN[name] | options)
 
 
 # Worked by hand. Rewards β log π/π_ref of two prompts, each with two rejected responses, where β = 2:
@@ -58,7 +81,7 @@ CHOSEN, REJECTED = f64(LN3, LN3, 0, 0), f64(-LN3, LN3, LN3, -LN3)
 
 
 def test_dpo_by_hand():
-    out = P.dpo_loss(POLICY, REFERENCE, beta=2.0)
+    out = dpo_loss(POLICY, REFERENCE, beta=2.0)
     # -log σ of the margins: -log 9/10, -log 1/2, -log 1/4, -log 3/4
     assert_close(out.losses, f64(10 / 9, 2, 4, 4 / 3).log())
     assert out.loss.item() == pytest.approx(0.618121, abs=1e-6)  # (0.105361 + 0.693147 + 1.386294 + 0.287682) / 4
@@ -67,7 +90,7 @@ def test_dpo_by_hand():
 
 
 def test_cdpo_by_hand():
-    out = P.cdpo_loss(POLICY, REFERENCE, beta=2.0, label_smoothing=0.25)
+    out = cdpo_loss(POLICY, REFERENCE, beta=2.0, label_smoothing=0.25)
     # 3/4 of -log σ(margin) and 1/4 of -log σ(-margin): σ(-margin) = 1/10, 1/2, 3/4, 1/4
     first = 0.75 * math.log(10 / 9) + 0.25 * math.log(10)
     third = 0.75 * math.log(4) + 0.25 * math.log(4 / 3)
@@ -78,7 +101,7 @@ def test_cdpo_by_hand():
 
 def test_ipo_by_hand():
     # τ = 1/4, target 1/(2τ) = 2; log-ratios 2, 1, -2, so Δ = 1 and 4: (1 - 2)² and (4 - 2)²
-    out = P.ipo_loss(f64([0, -2, -5]), f64([-2, -3, -3]), beta=0.25)
+    out = ipo_loss(f64([0, -2, -5]), f64([-2, -3, -3]), beta=0.25)
     assert_close((out.losses, out.loss), (f64(1, 4), f64(2.5)[0]))
     assert_close((out.chosen_rewards, out.rejected_rewards), (f64(0.5, 0.5), f64(0.25, -0.5)))
 
@@ -86,20 +109,20 @@ def test_ipo_by_hand():
 def test_simpo_by_hand():
     # Means over tokens: -1/2; -1/2 - (1 + ln 3)/2; -1. With β = 2, γ = 1: 1 + ln 3 - 1 = ln 3 and 1 - 1 = 0.
     policy, lengths = f64([-1, -4 - 2 * LN3, -1]), torch.tensor([[2, 4, 1]])
-    out = P.simpo_loss(policy, lengths=lengths, beta=2.0, gamma=1.0)
+    out = simpo_loss(policy, lengths, beta=2.0, gamma=1.0)
     assert_close(out.losses, f64(4 / 3, 2).log())
     assert_close((out.chosen_rewards, out.rejected_rewards), (f64(-1, -1), f64(-2 - LN3, -2)))
 
 
 def test_orpo_by_hand():
     # P, the geometric mean over tokens, is 3/4, 1/2, 1/4: odds 3, 1, 1/3, ratios 3 and 9. L_SFT = -log 3/4; λ = 1/2.
-    out = P.orpo_loss(f64([0.75, 0.5, 0.25]).log() * f64(2, 3, 1), lengths=torch.tensor([[2, 3, 1]]), beta=0.5)
+    out = orpo_loss(f64([0.75, 0.5, 0.25]).log() * f64(2, 3, 1), torch.tensor([[2, 3, 1]]), beta=0.5)
     assert_close(out.losses, f64(4 / 3, 4 / 3).log() + 0.5 * f64(4 / 3, 10 / 9).log())
     assert_close((out.chosen_rewards, out.rejected_rewards), (f64(LN3, LN3) / 2, f64(0, -LN3) / 2))
 
 
 def test_sdpo_by_hand():
-    out = P.sdpo_loss(POLICY, REFERENCE, beta=2.0)
+    out = sdpo_loss(POLICY, REFERENCE, beta=2.0)
     # exp(rewards): 3, 1/3, 3, of which the chosen has 3 / (19/3) = 9/19; and 1, 3, 1/3: 1 / (13/3) = 3/13
     assert_close((out.losses, out.loss), (f64(19 / 9, 13 / 3).log(), f64(247 / 27).log()[0] / 2))
     assert_close((out.chosen_rewards, out.rejected_rewards), (CHOSEN, REJECTED))
@@ -107,14 +130,14 @@ def test_sdpo_by_hand():
 
 def test_dmpo_by_hand():
     # The rejected rewards have mean 0 in both prompts: -log σ(ln 3 - 0) and -log σ(0 - 0)
-    out = P.dmpo_loss(POLICY, REFERENCE, beta=2.0)
+    out = dmpo_loss(POLICY, REFERENCE, beta=2.0)
     assert_close((out.losses, out.loss), (f64(4 / 3, 2).log(), f64(8 / 3).log()[0] / 2))
     assert_close((out.chosen_rewards, out.rejected_rewards), (CHOSEN, REJECTED))
 
 
 def test_cross_entropy_by_hand():
     # β log π: ln 9, ln 3, 0, so that the chosen response has 9 / (9 + 3 + 1)
-    out = P.cross_entropy_loss(f64([LN3, LN3 / 2, 0]) - 5, beta=2.0)
+    out = cross_entropy_loss(f64([LN3, LN3 / 2, 0]) - 5, beta=2.0)
     assert_close((out.losses, out.loss), (f64(13 / 9).log(), f64(13 / 9).log()[0]))
     assert_close((out.chosen_rewards, out.rejected_rewards), (f64(*[2 * LN3 - 10] * 2), f64(LN3 - 10, -10)))
 
@@ -122,10 +145,10 @@ def test_cross_entropy_by_hand():
 def test_hanorec_with_several_rejected_responses_by_hand():
     # Log-ratio margins Δ = ln 3 and 2 ln 3; β = 2 · 0.5 · λ = 1 and 2: β Δ = ln 3 and 4 ln 3
     policy, reference = f64([LN3, 0, -LN3]), f64([0, 0, 0])
-    arguments = dict(hardness=f64([1, 2]), beta=2.0, responsiveness=0.5)
-    pairs = P.hanorec_pairs_loss(policy, reference, **arguments)
+    arguments = dict(beta=2.0, responsiveness=0.5)
+    pairs = hanorec_loss(*pairs_of(policy, reference), f64(1, 2), **arguments)
     assert_close(pairs.losses, f64(4 / 3, 82 / 81).log())  # -log σ(ln 3) = -log 3/4, -log σ(4 ln 3) = -log 81/82
-    softmax = P.hanorec_softmax_loss(policy, reference, **arguments)
+    softmax = hanorec_softmax_loss(policy, reference, f64([1, 2]), **arguments)
     assert_close(softmax.losses, f64(1 + 1 / 3 + 1 / 81).log())  # log(1 + e^(-ln 3) + e^(-4 ln 3)) = log 109/81
     for out in pairs, softmax:
         assert_close((out.beta, out.responsiveness), (f64(1, 2), f64(0.5)[0]))
@@ -142,14 +165,14 @@ def test_grpo_by_hand():
     β D/4 with β = 2: 0.450694.
     """
     policy, lengths = f64([-2, -1, -3, -4]), torch.tensor([[2, 1, 3, 2]])
-    out = P.grpo_loss(policy, policy + f64([2 * LN3, 0, 0, 0]), lengths=lengths, beta=2.0)
+    out = grpo_loss(policy, policy + f64([2 * LN3, 0, 0, 0]), lengths, beta=2.0)
     assert_close(out.losses, f64(-0.094770 + 0.450694), atol=2e-6, rtol=0)
     assert_close(out.chosen_rewards, f64(*[-4 * LN3] * 3))
 
 
 def test_grpo_punishes_a_wrong_item_the_more_the_more_confidently_the_policy_holds_it():
     policy = f64([-5, -1, -2, -9, -7]).requires_grad_()
-    out = P.grpo_loss(policy, policy.detach(), lengths=torch.ones(1, 5))
+    out = grpo_loss(policy, policy.detach(), torch.ones(1, 5))
     (gradient,) = torch.autograd.grad(out.loss, policy)
     assert gradient[0, 1] > gradient[0, 2] > gradient[0, 4] > gradient[0, 3] > 0 > gradient[0, 0]
 
@@ -158,12 +181,12 @@ def test_beta_dpo_by_hand():
     # Δ = 1 and 3: mean 2, deviation √2. M₀ = (0 + 2)/2 = 1, so β = β₀ (1 + α (2 - 1)) = 2 β₀ = ln 3 where α = 1.
     # -log σ(ln 3) = -log 3/4 and -log σ(3 ln 3) = -log 27/28
     running = RunningGaps(momentum=0.5)
-    out = P.beta_dpo_loss(f64([1, 0, -2]), f64([0, 0, 0]), beta=LN3 / 2, alpha=1.0, keep=1.0, running=running)
+    out = beta_dpo_loss(f64([1, 0, -2]), f64([0, 0, 0]), beta=LN3 / 2, alpha=1.0, keep=1.0, running=running)
     assert_close((out.losses, out.beta, out.responsiveness), (f64(4 / 3, 28 / 27).log(), f64(LN3, LN3), f64(2)[0]))
     assert_close((out.chosen_rewards, out.rejected_rewards), (f64(LN3, LN3), f64(0, -2 * LN3)))
     assert state_of(running) == pytest.approx((1.0, math.sqrt(2) / 2))
     # Then Δ = -9 alone: M₀ = (1 - 9)/2 = -4, 1 + (-9 + 4) < 0, and β is its floor
-    out = P.beta_dpo_loss(f64([-9, 0]), f64([0, 0]), alpha=1.0, keep=1.0, running=running)
+    out = beta_dpo_loss(f64([-9, 0]), f64([0, 0]), alpha=1.0, keep=1.0, running=running)
     assert_close((out.beta, out.responsiveness), (f64(1e-3), f64(-4)[0]))
     assert state_of(running) == pytest.approx((-4.0, math.sqrt(2) / 4))  # the deviation of one margin is 0
 
@@ -172,7 +195,7 @@ def test_dama_by_hand():
     # Δ = ln 3 and 2 ln 3: mean σ(Δ) = (3/4 + 9/10)/2 = 0.825. M₀ = 0: η = 0.825 / (1/2) = 1.65.
     # β = 10/33 · 1.65 · λ = λ/2 = 1 and 2: -log σ(ln 3) = -log 3/4 and -log σ(4 ln 3) = -log 81/82
     policy, reference, running = f64([LN3, 0, -LN3]), f64([0, 0, 0]), RunningGaps()
-    out = P.dama_loss(policy, reference, hardness=f64([2, 4]), beta=10 / 33, keep=1.0, running=running)
+    out = dama_loss(policy, reference, f64([2, 4]), beta=10 / 33, keep=1.0, running=running)
     assert_close((out.losses, out.beta, out.responsiveness), (f64(4 / 3, 82 / 81).log(), f64(1, 2), f64(1.65)[0]))
     assert_close((out.chosen_rewards, out.rejected_rewards), (f64(LN3, 2 * LN3), f64(0, -2 * LN3)))
     # The running mean counts this batch afterwards: 0.1 · 1.5 ln 3. The deviation of ln 3 and 2 ln 3 is ln 3/√2.
@@ -180,7 +203,7 @@ def test_dama_by_hand():
     # M₀ = ln 3: η = 0.825 / (3/4) = 1.1. And λ = 0 leaves β at its floor.
     running = RunningGaps()
     running.load_state_dict({"mean": LN3, "deviation": 0.0})
-    out = P.dama_loss(policy, reference, hardness=f64([2, 0]), beta=0.5, keep=1.0, running=running)
+    out = dama_loss(policy, reference, f64([2, 0]), beta=0.5, keep=1.0, running=running)
     assert_close((out.beta, out.responsiveness), (f64(1.1, 1e-3), f64(1.1)[0]))
 
 
@@ -232,8 +255,6 @@ def by_definition(name, policy, reference, lengths, hardness, beta):
         for k in range(1, len(pi)):
             h = ratios[0] - ratios[k]
             margins.append((h, hardness[prompt, k - 1].item()))
-            if name == "hanorec":
-                losses.append(-math.log(sigmoid(beta * 0.9 * hardness[prompt, k - 1].item() * h)))
             if name == "dpo":
                 losses.append(-math.log(sigmoid(beta * h)))
             if name == "cdpo":
@@ -272,15 +293,15 @@ def test_gradients_match_finite_differences(name):
 # What ties them
 def pairs_of(policy, reference):
     """policy_chosen, policy_rejected, reference_chosen, reference_rejected of every pair."""
-    return [side.expand_as(t[:, 1:]).flatten() for t in (policy, reference) for side in (t[:, :1], t[:, 1:])]
+    return *chosen_and_rejected(policy), *chosen_and_rejected(reference)
 
 
 def test_with_unit_hardness_and_responsiveness_hanorec_is_dpo_and_its_softmax_is_sdpo():
     policy, reference, *_ = tables(prompts=3, rejected=2)
-    unit = {"hardness": torch.ones(3, 2, dtype=torch.float64), "responsiveness": 1, "beta": 0.3}
-    dpo, sdpo = P.dpo_loss(policy, reference, beta=0.3), P.sdpo_loss(policy, reference, beta=0.3)
-    assert_close(tuple(P.hanorec_pairs_loss(policy, reference, **unit)), tuple(dpo))
-    assert_close(tuple(P.hanorec_softmax_loss(policy, reference, **unit)), tuple(sdpo))
+    ones, unit = torch.ones(3, 2, dtype=torch.float64), {"responsiveness": 1, "beta": 0.3}
+    dpo, sdpo = dpo_loss(policy, reference, beta=0.3), sdpo_loss(policy, reference, beta=0.3)
+    assert_close(tuple(hanorec_loss(*pairs_of(policy, reference), ones.flatten(), **unit)), tuple(dpo))
+    assert_close(tuple(hanorec_softmax_loss(policy, reference, ones, **unit)), tuple(sdpo))
 
 
 def test_hanorec_takes_responsiveness_from_all_its_pairs_where_none_is_given():
@@ -288,24 +309,23 @@ def test_hanorec_takes_responsiveness_from_all_its_pairs_where_none_is_given():
     pairs = pairs_of(policy, reference)
     expected = hanorec_loss(*pairs, hardness.flatten(), beta=0.3)
     assert expected.responsiveness == policy_responsiveness(0.3 * (pairs[0] - pairs[2] - pairs[1] + pairs[3])) != 1
-    assert_close(tuple(P.hanorec_pairs_loss(policy, reference, hardness=hardness, beta=0.3)), tuple(expected))
-    softmax = P.hanorec_softmax_loss(policy, reference, hardness=hardness, beta=0.3)
+    softmax = hanorec_softmax_loss(policy, reference, hardness, beta=0.3)
     assert_close(tuple(softmax)[2:], tuple(expected)[2:])
     # Of R = β₀ Δ: mean Δ = 5e-8 would be a scale to Eq. 8, mean R = 5e-9 is not, and η = 1.
     policy, ones = f64([0, -1, 1, -2e-7, 0]), torch.ones(1, 4)
-    assert P.hanorec_softmax_loss(policy, 0 * policy, hardness=ones, beta=0.1).responsiveness.item() == pytest.approx(1)
+    assert hanorec_softmax_loss(policy, 0 * policy, ones, beta=0.1).responsiveness.item() == pytest.approx(1)
 
 
 def test_with_one_rejected_response_hanorecs_softmax_is_hanorec():
     policy, reference, _, hardness = tables(prompts=6, rejected=1)
-    softmax = P.hanorec_softmax_loss(policy, reference, hardness=hardness)
+    softmax = hanorec_softmax_loss(policy, reference, hardness)
     assert_close(tuple(softmax), tuple(hanorec_loss(*pairs_of(policy, reference), hardness.flatten())))
 
 
 def test_with_a_reference_that_is_indifferent_sdpo_is_cross_entropy():
     policy, *_ = tables()
-    indifferent = P.sdpo_loss(policy, torch.zeros_like(policy), beta=0.7)
-    assert_close(tuple(P.cross_entropy_loss(policy, beta=0.7)), tuple(indifferent))
+    indifferent = sdpo_loss(policy, torch.zeros_like(policy), beta=0.7)
+    assert_close(tuple(cross_entropy_loss(policy, beta=0.7)), tuple(indifferent))
 
 
 def test_dama_is_hanorec_with_another_responsiveness():
@@ -336,7 +356,7 @@ def test_without_state_one_pair_of_unit_hardness_is_dpo_in_the_filtered_objectiv
     policy, reference, lengths, _ = tables(prompts=1, rejected=1)  # its margin is its own usual margin
     for name in FILTERED:
         out = call(name, policy, reference, lengths, torch.ones(1, 1))
-        assert_close(tuple(out), tuple(P.dpo_loss(policy, reference)))
+        assert_close(tuple(out), tuple(dpo_loss(policy, reference)))
 
 
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in (*REFERENCE_FREE, "grpo")])
@@ -369,16 +389,33 @@ def test_a_pairwise_objective_takes_each_rejected_response_as_a_pair_of_its_own(
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_what_a_paper_does_not_use_is_not_read(name):
+def test_by_its_name_an_objective_has_its_published_settings(name):
     policy, reference, lengths, hardness = tables()
-    used = {"lengths": lengths if name in USES_LENGTHS else None}
-    used["hardness"] = hardness if name in USES_HARDNESS else None
-    other = None if name in REFERENCE_FREE else reference
-    assert_close(
-        tuple(OBJECTIVES[name](policy, other, **used, **OWN[name])),
-        tuple(call(name, policy, reference, lengths, hardness)),
-        **EXACT,
+    state = {"running": RunningGaps(), "generator": seeded()} if name in WITH_RUNNING_GAPS else {}
+    eta = {"responsiveness": 0.7} if name == "hanorec-softmax" else {}
+    function, taken = OBJECTIVES[name]
+    known = {"policy": policy, "reference": reference, "lengths": lengths, "hardness": hardness}
+    expected = function(*(known[table] for table in taken), **state | eta)
+    state = {"running": RunningGaps(), "generator": seeded()} if name in WITH_RUNNING_GAPS else {}
+    other = {"responsiveness": lambda gaps: 0.7} if eta else {}
+    out = related_objective(name, policy, reference, lengths, hardness, beta=PAPER_BETA[name], **state | other)
+    assert_close(tuple(out), tuple(expected), **EXACT)
+    assert ("hardness" in taken) == (name in WITH_HARDNESS)
+
+
+def test_every_name_is_an_objective_and_hanorec_stands_in_the_script():
+    assert {"hanorec", *OBJECTIVES} == set(PAPER_BETA)
+    for name in ("hanorec", "ppo"):
+        with pytest.raises(KeyError):
+            related_objective(name, *tables(), beta=0.1)
+
+
+def test_hanorecs_softmax_gives_all_its_reward_gaps_to_the_responsiveness():
+    policy, reference, lengths, hardness = tables(prompts=3, rejected=2)
+    out = related_objective(
+        "hanorec-softmax", policy, reference, lengths, hardness, beta=0.3, responsiveness=policy_responsiveness
     )
+    assert_close(tuple(out), tuple(hanorec_softmax_loss(policy, reference, hardness, beta=0.3)))
 
 
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in (*REFERENCE_FREE, "grpo")])
@@ -495,8 +532,13 @@ LEGAL_OWN = {
     "simpo": {"gamma": 1.0},
     "beta-dpo": {"alpha": 0.6, "keep": 0.8, "beta_floor": 1e-3},
     "dama": {"keep": 0.8, "beta_floor": 1e-3},
-} | dict.fromkeys(HANOREC, {"beta_floor": 1e-6, "responsiveness": 1.0})
-USES = {"reference": [*{*OBJECTIVES} - {*REFERENCE_FREE}], "lengths": USES_LENGTHS, "hardness": USES_HARDNESS}
+    "hanorec-softmax": {"beta_floor": 1e-6, "responsiveness": 1.0},
+}
+
+
+def legal(objective):
+    _, taken = OBJECTIVES[objective]
+    return {name: LEGAL[name] for name in (*taken, "beta")} | LEGAL_OWN.get(objective, {})
 
 
 def illegal(name, value):
@@ -512,25 +554,23 @@ def illegal(name, value):
     [
         (objective, name, value)
         for objective in OBJECTIVES
-        for name, legal in (LEGAL | LEGAL_OWN.get(objective, {})).items()
-        if objective in USES.get(name, OBJECTIVES)
-        for value in illegal(name, legal)
+        for name, usual in legal(objective).items()
+        for value in illegal(name, usual)
     ],
 )
 def test_an_error_names_its_argument_and_leaves_the_state_alone(objective, name, value):
     running = RunningGaps()
     state = {"running": running} if objective in FILTERED else {}
     with pytest.raises(ValueError, match=f"^{name} "):
-        OBJECTIVES[objective](**LEGAL | LEGAL_OWN.get(objective, {}) | state | {name: value})
+        OBJECTIVES[objective][0](**legal(objective) | state | {name: value})
     assert state_of(running) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("shape", [(3,), (1, 2, 3), (0, 3), (2, 1), (2, 0)])
 def test_tables_without_a_prompt_or_a_rejected_response_are_an_error(objective, shape):
-    same = dict.fromkeys(("policy", "reference", "lengths"), torch.ones(shape))
     with pytest.raises(ValueError, match="^policy "):
-        OBJECTIVES[objective](**same, hardness=torch.ones(2, 2))
+        call(objective, *[torch.ones(shape)] * 3, torch.ones(2, 2))
 
 
 @pytest.mark.parametrize("momentum", [-0.1, 1.0, math.nan])
@@ -541,4 +581,4 @@ def test_a_momentum_out_of_range_is_an_error(momentum):
 
 def test_a_table_that_is_not_finite_has_an_error_of_its_own():
     with pytest.raises(NotFiniteError, match="^policy "):
-        P.dpo_loss(TABLE * math.nan, TABLE)
+        dpo_loss(TABLE * math.nan, TABLE)

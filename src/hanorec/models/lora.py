@@ -20,27 +20,27 @@ from hanorec.models.images import LANGUAGE, vision_trains
 
 
 def add_lora(
-    backbone: Backbone, *, rank: int = 8, alpha: int = 32, dropout: float = 0.05, targets: str = "language"
+    backbone: Backbone, *, rank: int = 8, alpha: int = 32, dropout: float = 0.05, layers: str = "language"
 ) -> Backbone:
     """The same weights, frozen, with a fresh LoRA adapter on linear layers (the paper: rank 8, alpha 32, dropout 0.05,
     all linear layers). The backbone given stays as it is: policy and reference share their weights and nothing else.
     The output head gets no adapter.
 
     Args:
-        targets: "language" (the language model's layers), "all" (those of vision tower and connector too), or the ends
+        layers: "language" (the language model's layers), "all" (those of vision tower and connector too), or the ends
             of names of the language model's layers, separated by commas.
     Errors: DataError where a name is that of no linear layer.
     """
     model = with_shared_weights(backbone.model)
-    adapted = model.base_model if targets == "all" else language_model(model)
+    adapted = model.base_model if layers == "all" else language_model(model)
     inside = {id(layer) for layer in adapted.modules()}  # type: ignore[union-attr,operator]
     linear = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and id(m) in inside]
-    if targets not in ("language", "all"):
-        ends = [end.strip() for end in targets.split(",")]
+    if layers not in ("language", "all"):
+        ends = [end.strip() for end in layers.split(",")]
         unknown = [end for end in ends if not any(_ends_in(name, end) for name in linear)]
         if unknown:
             known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
-            raise DataError(f"--lora-targets {', '.join(unknown)}: no linear layer has this name; there are {known}")
+            raise DataError(f"layers {', '.join(unknown)}: no linear layer has this name; there are {known}")
         linear = [name for name in linear if any(_ends_in(name, end) for end in ends)]
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=linear)
     policy = get_peft_model(model, config)
@@ -65,28 +65,19 @@ def with_shared_weights(model: torch.nn.Module) -> torch.nn.Module:
     return copy.deepcopy(model, memo={id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
 
 
-def lora_options(options) -> dict:
-    """The options that `add_lora` takes, as its arguments."""
-    return dict(
-        rank=options.lora_rank, alpha=options.lora_alpha, dropout=options.lora_dropout, targets=options.lora_targets
-    )
+def prepare_for_training(backbone: Backbone, *, gradient_checkpointing: bool = False) -> None:
+    """Keep what trains in float32, turn training mode on, and shard weights if the launcher says so.
 
-
-def prepare_for_training(backbone: Backbone, options) -> None:
-    """Keep what trains in float32, turn training mode on, recompute activations in the backward if the options say so,
-    and shard weights if the launcher says so.
-
-    Errors: DataError for options that do not go with sharded weights.
+    gradient_checkpointing: compute activations again in the backward. Errors: DataError for a model that trains without
+    LoRA, or with its vision tower, where weights are sharded.
     """
     model = backbone.model
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # a step of 1e-4 is lost in half precision
-    if options.gradient_checkpointing:
+    if gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if distributed.is_sharded():
-        if options.merge:
-            raise DataError("--merge does not go with sharded weights (FSDP)")
         if not isinstance(model, PeftModel):  # the rank that saves has whole only what trains
             raise DataError("training without LoRA does not go with sharded weights (FSDP)")
         if vision_trains(model):

@@ -184,15 +184,15 @@ def windows_for(layout: Layout, windows: str) -> str:
     if windows != "nested" or not reason:
         return windows
     if distributed.is_main_process():
-        print(f"--windows nested: not with this backbone, since {reason}; every window is read alone")
+        print(f"nested windows: not with this backbone, since {reason}; every window is read alone")
     return "every"
 
 
 def check_name_history(layout: Layout, protocol: str, item_view: str) -> None:
     """Errors: DataError where the items of a history cannot be named from their images."""
     if item_view not in IMAGE_VIEWS:
-        raise DataError(f"--name-history: prompts of --item-view {item_view} show no images")
+        raise DataError(f"a history can be named from its images alone, and prompts of the view {item_view} show none")
     if protocol != "standard":
-        raise DataError(f"--name-history: the prompts of the protocol {protocol} have images of other items")
+        raise DataError(f"a history cannot be named: the prompts of the protocol {protocol} have images of other items")
     if reason := unpackable(layout):
-        raise DataError(f"--name-history: not with this backbone, since {reason}")
+        raise DataError(f"a history cannot be named with this backbone, since {reason}")

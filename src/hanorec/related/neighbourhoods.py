@@ -14,8 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hanorec.errors import DataError
-
 
 class Changes(NamedTuple):
     """What a refinement changed."""
@@ -52,12 +50,12 @@ def refine(
             edges, whatever their scale.
     Returns: the similarities, [items, K] descending, 0 where an item has fewer neighbours; whose they are, [items, K],
         -1 where there is none; and what changed.
-    Errors: DataError for a threshold out of range.
+    Errors: ValueError for a threshold out of range.
     """
     if threshold is None:
         threshold = max(0.0, similarities.median().item())
     elif not 0 <= threshold <= 1:
-        raise DataError(f"--neighbour-threshold {threshold}: must be a similarity from 0 to 1")
+        raise ValueError(f"threshold must be a similarity from 0 to 1, got {threshold}")
     items, k = neighbours.shape
     weights, whose = torch.zeros_like(similarities), torch.full_like(neighbours, -1)
     dropped = added = 0

@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from hanorec.data.dataset import Dataset
 from hanorec.data.examples import Example
 from hanorec.errors import DataError
 from hanorec.models.backbone import Backbone
@@ -22,14 +23,18 @@ from hanorec.models.prompts import Prompts
 from hanorec.models.scoring import score_all
 from hanorec.randomness import rng
 
+POOL = 50  # random items that an example's negatives are drawn from
 
-def check_pool(size: int, rejected: int, items: int) -> None:
-    """Errors: DataError for a pool that is smaller than what is to be drawn from it, or larger than the catalogue's
-    `items` that occur in training."""
+
+def pool_size(data: Dataset, rejected: int) -> int:
+    """How many random items each example's negatives are drawn from: `POOL`, or as many as every user has not chosen.
+
+    Errors: DataError where `rejected` negatives cannot be drawn from so many.
+    """
+    size = min(POOL, len(data.warm) - max(len(set(history.items)) for history in data.train))
     if size < rejected:
-        raise DataError(f"--negative-pool {size}: {rejected} rejected items are to be drawn from it")
-    if size > items:
-        raise DataError(f"--negative-pool {size}: the training rows hold only {items} items")
+        raise DataError(f"{rejected} rejected items are to be drawn from {size}, which is all that some user leaves")
+    return size
 
 
 def policy_negatives(
@@ -71,7 +76,7 @@ def policy_negatives(
         raise ValueError(f"policy negatives are titles of the task next; the task is {prompts.task}")
     pools = [[items[0] for items in example.rejected] for example in examples]
     if min(map(len, pools)) < rejected:
-        raise DataError(f"--negative-pool {min(map(len, pools))}: {rejected} rejected items are to be drawn from it")
+        raise DataError(f"{rejected} rejected items are to be drawn from a pool of {min(map(len, pools))}")
     x = [prompts.prompt(example) for example in examples]
     titles = [[prompts.name([item]) for item in pool] for pool in pools]
     logps = score_all(reference, prompts.images, x, titles, weights=weights, forward_tokens=forward_tokens, cache=cache)

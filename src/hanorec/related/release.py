@@ -1,7 +1,7 @@
 """The protocol of the authors' release (github.com/wangyu0627/HaNoRec): which rows, candidates and pairs it uses.
 
 In: users' rows and the catalogue. Out: `Example`s that carry what its prompts and preference pairs carry, so that a
-model can be measured as the release measures its own (`--protocol release`). One example a user:
+model can be measured as the release measures its own. One example a user:
 
     top3    3 items, then the 3 that followed, newest first; listed are these and 4 negatives; 3 of the 4 are rejected
     yesno   5 items; a coin decides whether the next one is asked about (Yes) or a negative (No); 4 other negatives are
@@ -34,9 +34,9 @@ SUBSTITUTE = "627"  # the item whose image stands for those of items without one
 def fixed_options(task: str) -> dict[str, Any]:
     """The options that the protocol fixes, by name. Errors: DataError for a task that it does not have."""
     if task not in TASKS:
-        raise DataError(f"--protocol release: has the tasks {' and '.join(TASKS)}; the task is {task}")
+        raise DataError(f"the protocol release has the tasks {' and '.join(TASKS)}; the task is {task}")
     listed = {"candidates": TARGETS[task] + NEGATIVES} if task == "top3" else {}
-    pairs = {"negatives": "random", "rejected": 1, "fresh_negatives": False}
+    pairs = {"negatives": "random", "rejected": 1}
     return {"history": HISTORY[task], "windows": "last", "list_candidates": True, **listed, **pairs}
 
 
@@ -108,6 +108,6 @@ def release_examples(
     if task == "yesno" and split != "train" and len(answers) == 1:
         raise DataError(
             f"{split}: the answer to all {len(examples)} examples is {'Yes' if answers.pop() else 'No'}, and AUC "
-            f"compares the two; take more users or another --seed"
+            f"compares the two; take more users or another seed"
         )
     return examples

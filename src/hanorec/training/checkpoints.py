@@ -83,6 +83,22 @@ def discard(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
+def trained_weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    """What trains, by name, put together from all ranks."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return {name: distributed.full_tensor(p.detach()) for name, p in trained.items()}
+
+
+def set_trained_weights(model: torch.nn.Module, weights: dict[str, Tensor]) -> None:
+    """The way back. Errors: ValueError for weights of other layers than those that train."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if trained.keys() != weights.keys():
+        raise ValueError(f"weights of other layers ({len(weights)} there, {len(trained)} here)")
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(distributed.distribute_like(weights[name], parameter))
+
+
 def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """An optimizer's state as "<what> <parameter's name>" → tensor."""
     return {

@@ -7,7 +7,6 @@ the `Prompts` that put images, titles and task together. It is the one place tha
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from hanorec.data.dataset import Dataset, split_examples
 from hanorec.data.examples import Example
@@ -19,7 +18,7 @@ from hanorec.training.options import SFTOptions
 
 
 def open_examples(
-    data: Dataset, split: str, sft: Any, *, seed: int, users: int | None = None, **drawn
+    data: Dataset, split: str, sft: SFTOptions, *, seed: int, users: int | None = None, **drawn
 ) -> list[Example]:
     """The examples of a split, for the task, protocol, history and candidates of an SFT run.
 
@@ -33,7 +32,7 @@ def open_examples(
     return split_examples(data, split, sft.task, **asked | drawn)
 
 
-def validation_examples(data: Dataset, sft: Any, *, seed: int, users: int) -> list[Example]:
+def validation_examples(data: Dataset, sft: SFTOptions, *, seed: int, users: int) -> list[Example]:
     """The examples of val.tsv that choose the best state. Errors: as `open_examples`."""
     return open_examples(data, "val", sft, seed=seed, users=users, rejected=0)
 
@@ -63,7 +62,7 @@ def open_prompts(
         images,
         data.catalog.titles,
         sft.task,
-        list_candidates=bool(sft.list_candidates),
+        list_candidates=sft.list_candidates,
         protocol=sft.protocol,
         item_view=sft.item_view,
         descriptions=data.descriptions(sft.item_view),

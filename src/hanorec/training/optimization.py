@@ -1,12 +1,11 @@
-"""The optimizer's side of a loop: seeds, how many steps there are, the learning rate of each, AdamW, clipping.
+"""The optimizer's side of a loop: the learning rate of each step, AdamW, the loss scaler, clipping.
 
-In: the options and the model. Out: plain values; the loops in `train_sft.py` and `train_dpo.py` put them together.
+In: the model and plain numbers. Out: the parts that the loops in `train_sft.py` and `train_dpo.py` put together.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,16 +13,7 @@ from torch import Tensor
 from hanorec import distributed
 from hanorec.losses import NotFiniteError
 
-
-def rows_per_step(rows: Sequence[Sequence], options) -> int:
-    """How many rows of examples make an optimizer step, so that it has about `batch_size` examples; at least 1."""
-    return max(1, round(options.batch_size * len(rows) / sum(map(len, rows))))
-
-
-def total_steps(rows: int, size: int, options) -> int:
-    """How many optimizer steps of `size` rows a run has: `epochs` passes over them, at most `max_steps`."""
-    steps = max(1, math.ceil(options.epochs * math.ceil(rows / size)))
-    return min(steps, options.max_steps or steps)
+MAX_NORM = 1.0  # of a step's gradients, as in the paper
 
 
 def cosine_learning_rate(step: int, total: int, peak: float, warmup: float) -> float:
@@ -48,7 +38,18 @@ def adamw(model: torch.nn.Module, weight_decay: float) -> torch.optim.AdamW:
     return torch.optim.AdamW([group for group in groups if group["params"]], fused=fused or None)
 
 
-def clip_gradients(model: torch.nn.Module, max_norm: float, *, must_be_finite: bool = True) -> Tensor:
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The learning rate of the next step, of all parameters."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def grad_scaler(device: torch.device, compute: torch.dtype) -> torch.amp.GradScaler:
+    """The loss scaler that float16 needs; for other types it does nothing."""
+    return torch.amp.GradScaler(device.type, enabled=compute == torch.float16)
+
+
+def clip_gradients(model: torch.nn.Module, max_norm: float = MAX_NORM, *, must_be_finite: bool = True) -> Tensor:
     """Scale all gradients down to a norm of `max_norm` at most; returns their norm before, [].
 
     Errors: NotFiniteError where that norm is not finite, on every rank alike; not where `must_be_finite` is off, as for

@@ -10,39 +10,40 @@ import hashlib
 import json
 import shutil
 import warnings
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from torch import Tensor
 
-from hanorec import distributed
+from hanorec import __version__, distributed
 from hanorec.cache import content_fingerprint
 from hanorec.errors import DataError
 from hanorec.models.backbone import TILES, Backbone, load_backbone
 from hanorec.training import checkpoints
+from hanorec.training.dpo_options import DPOOptions
 from hanorec.training.model_card import write_model_card
-from hanorec.training.options import cache_folder
+from hanorec.training.options import SFTOptions, cache_folder, complete_sft
 
 MODEL = "model"  # the folder of a run that holds the model or adapter
-MERGED = "merged"  # and, if asked for, that of the model with its adapter merged
-# What older runs do not say in their config.json.
-BEFORE = {"protocol": "standard", "item_view": "image", "name_history": False}
 READ = ("train.tsv", "val.tsv", "titles.csv", "descriptions.csv", "negatives.tsv")  # a dataset's files
 NOT_SETTINGS = ("resume", "overwrite", "cache")  # options that change nothing about what a run computes
+Options = SFTOptions | DPOOptions
 
 
-def check_output(options) -> None:
+def check_output(options: Options) -> None:
     """Refuse, before any work is done, an output folder that may not be used.
 
     Errors: DataError where it is not empty and neither --overwrite nor --resume is given, where --overwrite would
     replace what is no run or what the new run starts from, where --resume meets no run or a finished one, or where it
     holds the cache, which is written before it.
     """
-    folder, start = Path(options.output), options.sft if hasattr(options, "sft") else options.backbone
+    folder, start = Path(options.output), start_of(options)
     if not distributed.is_main_process():
         return
-    if (cache := cache_folder(options)).resolve().is_relative_to(folder.resolve()):
+    if (cache := cache_folder(options.cache, options.output)).resolve().is_relative_to(folder.resolve()):
         raise DataError(f"--cache {cache}: lies in the run's folder; give one outside of it")
     if folder.exists() and folder.resolve() == Path(start).resolve():
         raise DataError(f"--output {folder}: is what this run starts from; give another folder")
@@ -58,22 +59,28 @@ def check_output(options) -> None:
             raise DataError(f"{folder}: is not a run's folder (no config.json), so --overwrite leaves it alone")
 
 
-def open_run(options, kind: str, data: Path) -> None:
+def start_of(options: Options) -> str:
+    """What a run starts from: the SFT run of stage 2, the checkpoint or SFT run of stage 1."""
+    return options.sft if isinstance(options, DPOOptions) else options.backbone
+
+
+def open_run(options: Options, data: Path) -> None:
     """Make the run's folder and write its config.json, or check that the run to resume had the same settings.
 
-    kind: "sft" or "dpo". data: the folder of the rows and titles that it learns from. Errors: DataError as
+    data: the folder of the rows and titles that it learns from. Errors: DataError as
     `check_output` raises it, and where --resume meets a run of other settings, or one whose rows, titles or SFT run,
     its start and reference, have changed since.
     """
     check_output(options)
     folder = Path(options.output).resolve()  # a link stays a link to what is written
+    kind = "dpo" if isinstance(options, DPOOptions) else "sft"
     config = {"kind": kind} | {k: v for k, v in vars(options).items() if k not in NOT_SETTINGS}
-    start = options.sft if kind == "dpo" else options.backbone
-    if is_run(start):
-        config["reference"] = model_fingerprint(start)
+    if is_run(start_of(options)):
+        config["reference"] = model_fingerprint(start_of(options))
     config["rows"] = content_fingerprint(*(data / name for name in READ if (data / name).is_file()))
     if options.resume:
-        before = BEFORE | {"rows": config["rows"]} | json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        unsaid = vars(type(options)()) | {"rows": config["rows"]}  # what an older run does not say
+        before = unsaid | json.loads((folder / "config.json").read_text(encoding="utf-8"))
         changed = [f"{k}: {before.get(k)!r} then, {v!r} now" for k, v in config.items() if before.get(k) != v]
         if changed:
             raise DataError(f"{folder}: was started with other settings ({'; '.join(changed)})")
@@ -83,7 +90,8 @@ def open_run(options, kind: str, data: Path) -> None:
         for old in (fresh, folder):
             shutil.rmtree(old, ignore_errors=True)
         fresh.mkdir(parents=True)
-        checkpoints.replace_text(fresh / "config.json", json.dumps(config, indent=1) + "\n")
+        text = json.dumps(config | {"version": __version__}, indent=1) + "\n"
+        checkpoints.replace_text(fresh / "config.json", text)
         fresh.rename(folder)
     distributed.barrier()
 
@@ -100,7 +108,7 @@ def read_config(folder: str | Path, kind: str | None = None) -> dict:
     """The config.json of a finished run, of a kind ("sft" or "dpo") if given. Errors: DataError where it is not one."""
     path = Path(folder) / "config.json"
     try:
-        config = BEFORE | json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
         actual = config["kind"]
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{folder}: not a run's folder ({path.name}: {error})") from error
@@ -111,71 +119,77 @@ def read_config(folder: str | Path, kind: str | None = None) -> dict:
     return config
 
 
-def load_start(name: str, **how) -> Backbone:
+def sft_options(folder: str | Path) -> SFTOptions:
+    """How the model of a finished run reads prompts: the options of the SFT run that it is, or that it started from,
+    with the run's own dataset. Errors: DataError as `read_config` raises it."""
+    config = read_config(folder)
+    sft = config if config["kind"] == "sft" else read_config(config["sft"], "sft")
+    options = SFTOptions(**{field.name: sft[field.name] for field in fields(SFTOptions) if field.name in sft})
+    complete_sft(options)
+    return replace(options, data=config["data"])
+
+
+def load_start(name: str, *, dtype: str = "auto", views: str = "one", remote_code: bool = False) -> Backbone:
     """What SFT starts from: a checkpoint, or the model of a finished SFT run, its adapter merged into the weights.
 
-    name, how: as in `load_backbone`, or name the run's folder. Errors: DataError as `load_backbone` raises it, where
-    the run is none of SFT or not finished, its adapter is of another backbone, or its own start has changed since.
+    name, dtype, views, remote_code: as in `load_backbone`, or name the run's folder. Errors: DataError as
+    `load_backbone` raises it, where the run is none of SFT or not finished, its adapter is of another backbone, or its
+    own start has changed since.
     """
+    how: Any = {"dtype": dtype, "views": views, "remote_code": remote_code}
     if not is_run(name):
         return load_backbone(name, **how)
     config, model = read_config(name, "sft"), Path(name) / MODEL
     if not (model / "adapter_config.json").is_file():
         backbone = load_backbone(str(model), **how)
         tiles = any(hasattr(backbone.processor.image_processor, setting) for setting in TILES)
-        if tiles and how.get("views") == "many" and config["image_views"] == "one":
+        if tiles and views == "many" and config["image_views"] == "one":
             raise DataError(f"--image-views many: {name} was trained whole on images as one view, and keeps to it")
         return backbone
-    _check_start(name, config, config["backbone"])
+    check_start(name, config, config["backbone"])
     backbone = load_start(config["backbone"], **how)
     backbone.model = _with_adapter(backbone, model, f"backbone {config['backbone']!r}").merge_and_unload().eval()
     return backbone
 
 
-def load_sft(
-    folder: str | Path, *, dtype: str | None = None, views: str | None = None, remote_code: bool | None = None
-) -> tuple[Backbone, dict]:
-    """The SFT model of a finished run, its adapter merged into the weights, and the run's config.
+def load_sft(folder: str | Path, *, dtype: str | None = None, remote_code: bool = False) -> tuple[Backbone, SFTOptions]:
+    """The SFT model of a finished run, its adapter merged into the weights, and how it was trained.
 
-    dtype, views, remote_code: precision of the weights, views of an image, and whether a checkpoint's Python files are
-    run, as in `load_backbone` (None: as in the SFT run). Errors: DataError as `load_start` raises it.
+    dtype: precision of the weights, as in `load_backbone` (None: as in the SFT run). remote_code: whether a
+    checkpoint's Python files may run; what the run's config says of it is not trusted.
+    Errors: DataError as `load_start` raises it.
     """
-    config = read_config(folder, "sft")
-    how = {"dtype": dtype or config["dtype"], "views": views or config["image_views"]}
-    trusted = config["remote_code"] if remote_code is None else remote_code
-    return load_start(str(folder), **how, remote_code=trusted), config
+    read_config(folder, "sft")
+    sft = sft_options(folder)
+    return load_start(str(folder), dtype=dtype or sft.dtype, views=sft.image_views, remote_code=remote_code), sft
 
 
-def load_run(folder: str | Path, *, remote_code: bool = False) -> tuple[Backbone, dict]:
-    """The model of a finished run of either kind and its config.
+def load_run(folder: str | Path, *, remote_code: bool = False) -> tuple[Backbone, SFTOptions]:
+    """The model of a finished run of either kind, and how it reads prompts (`sft_options`).
 
-    remote_code: whether a checkpoint's Python files are run; what the run's config says of it is not trusted.
-    Errors: DataError as `load_sft` raises it, and where a DPO run's SFT run is not the one that it started from.
+    remote_code: as in `load_sft`. Errors: DataError as `load_sft` raises it, and where a DPO run's SFT run is not the
+    one that it started from.
     """
     config = read_config(folder)
     if config["kind"] == "sft":
         return load_sft(folder, remote_code=remote_code)
-    _check_start(folder, config, config["sft"])
-    how = {"dtype": config["dtype"], "views": config["image_views"], "remote_code": remote_code}
-    backbone, _ = load_sft(config["sft"], **how)
+    check_start(folder, config, config["sft"])
+    backbone, _ = load_sft(config["sft"], dtype=config["dtype"], remote_code=remote_code)
     backbone.model = _with_adapter(backbone, Path(folder) / MODEL, f"SFT run {config['sft']!r}").eval()
-    return backbone, config
+    return backbone, sft_options(folder)
 
 
-def save_model(
-    backbone: Backbone, folder: Path, weights: dict[str, Tensor], finished: dict, *, merge: bool = False
-) -> None:
+def save_model(backbone: Backbone, folder: Path, weights: dict[str, Tensor], finished: dict) -> None:
     """Write the model, or its adapter alone, into a run's folder in Hugging Face or PEFT format, with a model card.
 
-    weights: those that trained, put together from all ranks. finished: how training ended, for the card. merge: write
-    the model with its adapter merged too, as a checkpoint of its own.
+    weights: those that trained, put together from all ranks. finished: how training ended, for the card.
     """
-    _save_weights(backbone, folder, weights, merge)
+    _save_weights(backbone, folder, weights)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     write_model_card(folder, config, finished)
 
 
-def _save_weights(backbone: Backbone, folder: Path, weights: dict[str, Tensor], merge: bool) -> None:
+def _save_weights(backbone: Backbone, folder: Path, weights: dict[str, Tensor]) -> None:
     state = {"state_dict": weights} if distributed.is_sharded() else {}
     backbone.model.save_pretrained(folder / MODEL, **state)
     if not isinstance(backbone.model, PeftModel):
@@ -185,9 +199,6 @@ def _save_weights(backbone: Backbone, folder: Path, weights: dict[str, Tensor], 
     config = json.loads(path.read_text(encoding="utf-8"))
     config["target_modules"].sort()  # PEFT writes a set, in another order every time
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    if merge:
-        backbone.model.merge_and_unload().save_pretrained(folder / MERGED)
-        backbone.processor.save_pretrained(folder / MERGED)
 
 
 def model_fingerprint(folder: str | Path) -> str:
@@ -204,7 +215,7 @@ def model_fingerprint(folder: str | Path) -> str:
     return digest.hexdigest()
 
 
-def _check_start(folder: str | Path, config: dict, start: str) -> None:
+def check_start(folder: str | Path, config: dict, start: str) -> None:
     """Errors: DataError where a run started from an SFT run, and another one is in its place."""
     if "reference" in config and model_fingerprint(start) != config["reference"]:
         raise DataError(f"{folder}: was made from another SFT run than the one now in {start}")
