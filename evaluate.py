@@ -22,8 +22,9 @@ from pathlib import Path
 from hanorec import distributed
 from hanorec.data.dataset import TOY_FOLDER, Dataset, open_dataset, split_examples
 from hanorec.data.examples import HISTORY, Example, listed_negatives
+from hanorec.data.full_catalog import FullCatalog
 from hanorec.errors import DataError, exit_on_user_error
-from hanorec.evaluation.baselines import baseline_answers, baseline_names
+from hanorec.evaluation.baselines import BASELINES, baseline_answers, baseline_names
 from hanorec.evaluation.measures import (
     FIRST_MEASURE,
     Answers,
@@ -32,11 +33,13 @@ from hanorec.evaluation.measures import (
     rows_by_length,
     target_positions,
 )
-from hanorec.evaluation.ranking import FullCatalog, answer_with_model
+from hanorec.evaluation.ranking import answer_with_model
 from hanorec.evaluation.report import by_length_table, results_table, share_of_possible, user_lists
 from hanorec.models.images import CatalogImages
 from hanorec.models.prompts import Prompts
 from hanorec.randomness import rng
+from hanorec.recommenders.networks import NETWORKS
+from hanorec.recommenders.training import VALIDATION_USERS
 from hanorec.related.release import release_split
 from hanorec.training.options import STANDARD, EvaluationOptions, apply_protocol, cache_folder, example_options, parse
 from hanorec.training.runs import load_run, read_config
@@ -71,8 +74,15 @@ def main() -> None:
         of_models |= model_answers(run, data, examples, options, full_catalog, descriptions[run])
     if not distributed.is_main_process():
         return
-    given = dict(names=baselines, drawn=drawn, cache=cache_folder(options))
-    answers = baseline_answers(data, examples, options.task, full_catalog, protocol, **given) | of_models
+    validation: list[Example] = []
+    if any(BASELINES[name] in NETWORKS for name in baselines):
+        as_next = {"task": "next", "history": options.history or HISTORY[str(options.task)]}
+        validation = split_examples(data, "val", users=VALIDATION_USERS, **drawn | as_next)
+    how_trained = dict(validation=validation, seed=options.seed, cache=cache_folder(options))
+    answers = (
+        baseline_answers(data, examples, options.task, full_catalog, protocol, names=baselines, **how_trained)
+        | of_models
+    )
     results = {method: measures(options.task, each, examples, protocol) for method, each in answers.items()}
     groups = rows_by_length([len(example.history) for example in examples])
     by_length = measures_by_length(options.task, answers, examples, groups, protocol)

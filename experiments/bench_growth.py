@@ -24,7 +24,8 @@ from hanorec.data.batching import epoch_order
 from hanorec.data.catalog import read_catalog
 from hanorec.data.dataset import open_dataset, split_examples
 from hanorec.data.examples import Example
-from hanorec.evaluation.ranking import FullCatalog, answer_with_model
+from hanorec.data.full_catalog import FullCatalog
+from hanorec.evaluation.ranking import answer_with_model
 from hanorec.hardness import nearest
 from hanorec.losses import hardness_weight, neighbourhood_distance
 from hanorec.models.backbone import Backbone, load_backbone

@@ -36,7 +36,8 @@ from hanorec.evaluation.measures import point_measures, target_positions
 from hanorec.evaluation.paired import paired_difference
 from hanorec.evaluation.ranking import answer_with_scorer
 from hanorec.evaluation.report import markdown
-from hanorec.recommenders.networks import NETWORKS, network_scorer, train_network
+from hanorec.recommenders.networks import NETWORKS, network_scorer
+from hanorec.recommenders.training import VALIDATION_USERS, train_network
 from hanorec.training.options import EvaluationOptions
 
 SHORTER = {  # what is trained, and the most items in a history of the evaluation
@@ -112,7 +113,8 @@ def run_sasrec(name: str, seed: int, runs: Path) -> dict:
     data = open_dataset(runs / "data" / REAL)
     drawn = dict(task="next", history=history, candidates=20, rejected=0, seed=EvaluationOptions.seed)
     settings, begun = NETWORKS["SASRec"][1], time.process_time()
-    network = train_network("SASRec", data, drawn, seed=seed, settings=settings)
+    validation = split_examples(data, "val", users=VALIDATION_USERS, **drawn)
+    network = train_network("SASRec", data, validation, seed=seed, settings=settings)
     seconds = round(time.process_time() - begun, 1)
     examples = {split: split_examples(data, split, **drawn) for split in ("val", "test")}
     answers = {split: answer_with_scorer(network_scorer(network, e), e, "next") for split, e in examples.items()}

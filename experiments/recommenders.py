@@ -26,7 +26,8 @@ from hanorec.evaluation.baselines import BASELINES, baseline_answers
 from hanorec.evaluation.measures import measures
 from hanorec.evaluation.ranking import answer_with_scorer
 from hanorec.evaluation.report import markdown
-from hanorec.recommenders.networks import NETWORKS, network_scorer, train_network
+from hanorec.recommenders.networks import NETWORKS, network_scorer
+from hanorec.recommenders.training import VALIDATION_USERS, train_network
 
 RESULTS = Path(__file__).resolve().parent / "results"
 METHODS = [method for method in BASELINES if method != "random"]
@@ -74,7 +75,8 @@ def measure(data: Dataset, method: str, history: int, seed: int) -> dict:
     examples = {split: split_examples(data, split, **drawn) for split in ("val", "test")}
     begun, name = time.process_time(), BASELINES[method]
     if name in NETWORKS:
-        network = train_network(name, data, drawn, seed=seed)
+        validation = split_examples(data, "val", users=VALIDATION_USERS, **drawn)
+        network = train_network(name, data, validation, seed=seed)
         seconds = time.process_time() - begun
         answers = {split: answer_with_scorer(network_scorer(network, e), e, "next") for split, e in examples.items()}
     else:

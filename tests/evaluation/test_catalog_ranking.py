@@ -1,4 +1,4 @@
-"""The search over the whole catalogue finds the places that scoring every title gives."""
+"""The search over the whole catalogue finds the ranks that scoring every title gives."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import torch
 
 from hanorec.data.catalog import Catalog
 from hanorec.data.dataset import split_examples
+from hanorec.data.full_catalog import FullCatalog
 from hanorec.evaluation import catalog_ranking, metrics
 from hanorec.evaluation.catalog_ranking import Trie
-from hanorec.evaluation.ranking import FullCatalog, answer_with_model
+from hanorec.evaluation.ranking import answer_with_model
 from hanorec.models.prompts import Prompts
 from hanorec.models.scoring import score
 
@@ -38,21 +39,21 @@ def brute_force(backbone, prompts, example, candidates) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("prefixes, users", [(1, 2), (256, 12)])
-def test_places_equal_those_of_scoring_every_title(backbone, prompts, data, full_catalog, monkeypatch, prefixes, users):
+def test_ranks_equal_those_of_scoring_every_title(backbone, prompts, data, full_catalog, monkeypatch, prefixes, users):
     monkeypatch.setattr(catalog_ranking, "PREFIXES_PER_FORWARD", prefixes)
     monkeypatch.setattr(catalog_ranking, "DEPTH", 10**6)  # never stop early: every place is exact
     examples = split_examples(data, "test", "next", users=users)
     answers = answer_with_model(backbone, prompts, examples, full_catalog=full_catalog, forward_tokens=700)
     expected = [brute_force(backbone, prompts, e, full_catalog.candidates(e)) for e in examples]
     assert answers.ranks.tolist() == [list(pair) for pair in expected]
-    assert len({ahead for ahead, _ in expected}) > users / 2  # the targets stand in many places
+    assert len({ahead for ahead, _ in expected}) > users / 2  # the targets have many ranks
 
 
 def test_the_search_stops_at_its_depth_and_measures_stay_exact(backbone, prompts, data, full_catalog, monkeypatch):
     examples = split_examples(data, "test", "next", users=12)
     exact = np.array([brute_force(backbone, prompts, e, full_catalog.candidates(e)) for e in examples])
     monkeypatch.setattr(catalog_ranking, "DEPTH", 20)
-    ahead, tied = answer_with_model(backbone, prompts, examples, full_catalog=full_catalog).places.T
+    ahead, tied = answer_with_model(backbone, prompts, examples, full_catalog=full_catalog).ranks.T
     near = exact[:, 0] < 20
     assert 0 < near.sum() < 12
     assert (ahead[near] == exact[near, 0]).all() and (ahead[~near] >= 20).all()
@@ -61,7 +62,7 @@ def test_the_search_stops_at_its_depth_and_measures_stay_exact(backbone, prompts
 
 
 def test_few_titles_are_read_to_their_end(backbone, prompts, data, full_catalog, monkeypatch):
-    """The point of the search: with few places asked for, few of the tokens of all titles are read."""
+    """The point of the search: with few ranks asked for, few of the tokens of all titles are read."""
     monkeypatch.setattr(catalog_ranking, "DEPTH", 5)
     monkeypatch.setattr(catalog_ranking, "PREFIXES_PER_FORWARD", 32)
     examples, read = split_examples(data, "test", "next", users=6), []
@@ -79,10 +80,10 @@ def test_items_of_one_title_are_tied_and_chosen_or_cold_items_do_not_count(backb
     titles[twin] = titles[chosen] = titles[target]
     catalog = Catalog(data.catalog.items, tuple(titles), data.catalog.images, data.catalog.index)
     renamed = Prompts(backbone, prompts.images, catalog.titles, "next", list_candidates=False)
-    assert answer_with_model(backbone, renamed, [example], full_catalog=full_catalog).places[0, 1] == 1
+    assert answer_with_model(backbone, renamed, [example], full_catalog=full_catalog).ranks[0, 1] == 1
     few = FullCatalog(np.array([twin]))
     assert few.candidates(example) == (target, twin)
-    assert answer_with_model(backbone, renamed, [example], full_catalog=few).places.tolist() == [[0, 1]]
+    assert answer_with_model(backbone, renamed, [example], full_catalog=few).ranks.tolist() == [[0, 1]]
 
 
 def test_a_trie_shares_prefixes():

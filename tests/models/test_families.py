@@ -20,8 +20,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from hanorec.data.dataset import split_examples
 from hanorec.data.examples import groups
+from hanorec.data.full_catalog import FullCatalog
 from hanorec.errors import DataError
-from hanorec.evaluation.ranking import FullCatalog, answer_with_model
+from hanorec.evaluation.ranking import answer_with_model
 from hanorec.losses import hanorec_loss
 from hanorec.models import attention, scoring, tiny
 from hanorec.models import images as images_module

@@ -6,21 +6,23 @@ In: a dataset and examples. Out: the same `Answers` as a model's, by method.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from hanorec.data.dataset import Dataset
 from hanorec.data.examples import Example
+from hanorec.data.full_catalog import FullCatalog
 from hanorec.errors import DataError
 from hanorec.evaluation.measures import Answers
 from hanorec.evaluation.oracles import read_oracles
-from hanorec.evaluation.ranking import FullCatalog, answer_with_scorer
-from hanorec.recommenders.networks import co_occurrence_scorer, network_scorer, train_network
+from hanorec.evaluation.ranking import answer_with_scorer
+from hanorec.recommenders.counts import Scorer, co_occurrence_scorer, popularity_scorer
+from hanorec.recommenders.networks import network_scorer
+from hanorec.recommenders.training import train_network
 
-BASELINES = {  # as an option takes them: the name of their row in a table
+BASELINES = {  # by short name: the name in a table
     "random": "random",
     "popularity": "popularity",
     "co-occurrence": "item co-occurrence",
@@ -35,13 +37,13 @@ ORACLE_NAMES = {
 
 
 def baseline_names(given: Sequence[str]) -> list[str]:
-    """The names of `BASELINES` that an option gave, in the order of the table; `all` stands for every one.
+    """The given names of `BASELINES` in the order of the table; `all` stands for every one.
 
     Errors: DataError for another name.
     """
     for name in given:
         if name not in (*BASELINES, "all"):
-            raise DataError(f"--baselines {name}: there is no such baseline; there are {', '.join(BASELINES)}, and all")
+            raise DataError(f"baselines {name}: there is no such baseline; there are {', '.join(BASELINES)}, and all")
     return [name for name in BASELINES if name in given or "all" in given]
 
 
@@ -53,28 +55,26 @@ def baseline_answers(
     protocol: str = "standard",
     *,
     names: Sequence[str] = ("random", "popularity"),
-    drawn: Mapping[str, Any] | None = None,
+    validation: Sequence[Example] = (),
+    seed: int = 2025,
     cache: Path | None = None,
 ) -> dict[str, Answers]:
-    """The answers of the baselines `names`, and on a toy world of the Bayes-optimal observers, by the name of their row
-    in a table. Chance is a constant score, since ties are counted exactly; popularity is an item's count in training.
-    The observers know that negatives occur in training, so with the protocol "release", whose negatives need not, there
-    are none.
+    """The answers of the baselines `names`, and on a toy world of the Bayes-optimal observers, by name in a table.
 
-    drawn: how the examples were drawn, as arguments of `split_examples`; baselines that are trained draw validation
-    examples alike. cache: the folder that keeps what was trained.
-    Errors: DataError where `world.json` is not one of this catalogue, or where `val.tsv` is needed and cannot be used.
+    Chance is a constant score, since ties are counted exactly. The observers know that negatives occur in training. So
+    there are none with the protocol "release", whose negatives need not.
+    validation: the examples of the task next that choose the best epoch of SASRec and GRU4Rec. seed: of their training.
+    cache: the folder that keeps what was trained. Errors: DataError where `world.json` is not one of this catalogue.
     """
 
-    def scorer(name: str) -> Callable[[Example], np.ndarray]:
+    def scorer(name: str) -> Scorer:
         if name == "random":
             return lambda example: np.zeros(len(example.candidates))
         if name == "popularity":
-            return lambda example: data.counts[list(example.candidates)].astype(float)
+            return popularity_scorer(data.counts)
         if name == "co-occurrence":
-            return co_occurrence_scorer([row.items for row in data.train], len(data.catalog))
-        assert drawn is not None
-        network = train_network(BASELINES[name], data, drawn, full_catalog, seed=drawn["seed"], cache=cache)
+            return co_occurrence_scorer([user.items for user in data.train], len(data.catalog))
+        network = train_network(BASELINES[name], data, validation, full_catalog, seed=seed, cache=cache)
         return network_scorer(network, examples)
 
     cold = not np.isin([item for example in examples for item in example.history], data.warm).any()

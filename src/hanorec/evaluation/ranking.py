@@ -18,27 +18,13 @@ from tqdm import tqdm
 from hanorec import distributed
 from hanorec.data.batching import batches
 from hanorec.data.examples import Example
+from hanorec.data.full_catalog import FullCatalog
 from hanorec.errors import DataError
 from hanorec.evaluation import catalog_ranking, metrics
 from hanorec.evaluation.measures import MAIN_MEASURE, Answers, point_measures
 from hanorec.models.backbone import Backbone
 from hanorec.models.prompts import Prompts
 from hanorec.models.scoring import score
-
-
-class FullCatalog:
-    """The whole catalogue as candidates: every item of `pool` [M] that the user has not chosen, and the target."""
-
-    def __init__(self, pool: np.ndarray):
-        self.pool = frozenset(pool.tolist())
-
-    def is_candidate(self, example: Example) -> Callable[[int], bool]:
-        """A test of whether an item is a candidate besides the target."""
-        return lambda item: item in self.pool and item not in example.seen
-
-    def candidates(self, example: Example) -> tuple[int, ...]:
-        """The target, and after it all other candidates."""
-        return (*example.targets, *(self.pool - example.seen - set(example.targets)))
 
 
 def answer_with_scorer(
@@ -87,7 +73,7 @@ def answer_with_model(
     was_training = model.training
     model.eval()
     if full_catalog is not None and backbone.layout.why_unpacked:
-        raise DataError(f"--candidates all: needs packed responses, but {backbone.layout.why_unpacked}")
+        raise DataError(f"candidates all: needs packed responses, but {backbone.layout.why_unpacked}")
     if full_catalog is None:
         lengths = [prompts.length(prompts.prompt(e), [prompts.name([item]) for item in e.candidates]) for e in examples]
         answer_batch = _answer_batch
