@@ -20,7 +20,7 @@ from hanorec.data.dataset import open_dataset
 from hanorec.data.examples import groups
 from hanorec.errors import exit_on_user_error
 from hanorec.evaluation.ranking import validate
-from hanorec.models.images import vision_trains
+from hanorec.models.encoding import vision_trains
 from hanorec.models.lora import add_lora, freeze_vision, prepare_for_training
 from hanorec.models.prompts import check_name_history, windows_for
 from hanorec.models.scoring import score

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from hanorec.data.catalog import Catalog, load_image, read_catalog, read_descriptions
 from hanorec.errors import DataError, exit_on_user_error
 from hanorec.models.backbone import DTYPES, Backbone, load_backbone
-from hanorec.models.images import scaled_down
+from hanorec.models.encoding import scaled_down
 from hanorec.models.prompts import HISTORY
 
 QUESTION = "{image}Describe this image in one short sentence."

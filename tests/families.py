@@ -237,7 +237,7 @@ def _paligemma(text, more: dict):
 PACKED = [
     smolvlm, idefics3, llava, llava_onevision, qwen2_vl, qwen2_5_vl, qwen3_vl, internvl, gemma3, paligemma,
 ]  # fmt: skip
-PLAIN = [paligemma2, qwen3_5]  # these fall back: see `Layout.plain`
+PLAIN = [paligemma2, qwen3_5]  # these fall back: see `Layout.why_unpacked`
 
 
 def asked_plainly(backbone, pictures, text: str) -> tuple[list[int], dict]:

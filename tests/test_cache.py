@@ -18,6 +18,7 @@ from safetensors import safe_open
 from hanorec.cache import cached, weights_fingerprint
 from hanorec.data.catalog import read_catalog
 from hanorec.data.dataset import split_examples
+from hanorec.models import images as catalog_images
 from hanorec.models.backbone import load_backbone
 from hanorec.models.images import CatalogImages
 from hanorec.models.lora import add_lora
@@ -42,12 +43,10 @@ def backbone(random_backbone, tmp_path):
 
 def encoded(backbone, folder, cache, monkeypatch) -> int:
     """How many images go through the vision tower when the catalogue is opened."""
-    count, encode = [], CatalogImages._encode
-    monkeypatch.setattr(
-        CatalogImages, "_encode", lambda self, b, *some: count.extend(some[0]) or encode(self, b, *some)
-    )
+    count, encode = [], catalog_images.encode_images
+    monkeypatch.setattr(catalog_images, "encode_images", lambda b, *some: count.extend(some[0]) or encode(b, *some))
     CatalogImages(backbone() if callable(backbone) else backbone, read_catalog(folder).images, frozen=True, cache=cache)
-    monkeypatch.setattr(CatalogImages, "_encode", encode)
+    monkeypatch.setattr(catalog_images, "encode_images", encode)
     return len(count)
 
 

@@ -182,7 +182,7 @@ def test_a_last_state_is_what_the_output_head_reads_behind_a_prompt(backbone, im
     states = diagnose_items.last_states(backbone, images, prompts)
     for prompt, state in zip(prompts, states):
         with torch.no_grad():
-            inputs = {"input_ids": torch.tensor([prompt.ids])} | images.outputs(backbone, prompt.images)
+            inputs = {"input_ids": torch.tensor([prompt.ids])} | images.outputs(backbone, prompt.image_items)
             logits = backbone.model(**inputs).logits[0, -1]
             assert_close(backbone.model.get_output_embeddings()(state), logits, rtol=1e-4, atol=1e-4)
 

@@ -8,7 +8,7 @@ and read memory-mapped, so what is never used is never read.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
@@ -74,9 +74,19 @@ def content_fingerprint(*parts: str | bytes | Path | np.ndarray | None) -> str:
     return total.hexdigest()
 
 
+def files_fingerprint(paths: Iterable[Path]) -> str:
+    """SHA-256, as 64 hex digits, of what the files hold, one after the other; read in parts, however large they are."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while part := file.read(2**24):
+                digest.update(part)
+    return digest.hexdigest()
+
+
 @torch.no_grad()
 def weights_fingerprint(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over names and values."""
+    """SHA-256, as 64 hex digits, of the tensors' names, types, shapes and values."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -34,8 +34,8 @@ def exit_on_user_error() -> Iterator[None]:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which scripts that compute nothing do not import
             raise
         print(
-            f"error: out of memory: {str(error).splitlines()[0]} What lowers it: --forward-tokens, --batch-size, "
-            "--gradient-checkpointing, --dtype bfloat16, --image-pixels, --lora on",
+            f"error: out of memory: {str(error).splitlines()[0]} What lowers it: fewer forward tokens, a smaller "
+            "batch, gradient checkpointing, the dtype bfloat16, fewer image pixels, LoRA",
             file=sys.stderr,
         )
         raise SystemExit(2) from None

@@ -145,7 +145,7 @@ def test_descriptions_belong_to_items_and_may_be_missing(tmp_path):
         ("1,a,b\n", "descriptions.csv:1: expected item,description, found '1,a,b'"),
         ("item,description\n9,a\n", "descriptions.csv:2: item '9' is not in the catalogue"),
         ("1,a\n1,b\n", "descriptions.csv:2: item '1' appears twice"),
-        (None, "descriptions.csv: no such file, and --item-view needs descriptions; `python data/describe_items.py"),
+        (None, "descriptions.csv: no such file, and the item view shows descriptions; data/describe_items.py writes it"),
     ],
 )
 def test_descriptions_that_cannot_be_used_are_an_error(tmp_path, text, message):

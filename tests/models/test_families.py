@@ -180,8 +180,8 @@ def test_the_whole_catalogue_is_ranked_as_if_every_title_were_scored(build, fold
     prompts = Prompts(backbone, images, data.catalog.titles, "next", list_candidates=False)
     examples = split_examples(data, "test", "next", candidates=2, users=2)
     full_catalog = FullCatalog(data.warm)
-    places = answer_with_model(backbone, prompts, examples, full_catalog=full_catalog).places
-    for example, (ahead, _) in zip(examples, places):
+    ranks = answer_with_model(backbone, prompts, examples, full_catalog=full_catalog).ranks
+    for example, (ahead, _) in zip(examples, ranks):
         items = full_catalog.candidates(example)
         with torch.no_grad():
             logps = score(backbone, images, [prompts.prompt(example)], [[prompts.name([item]) for item in items]])

@@ -14,7 +14,7 @@ from hanorec.errors import DataError
 from hanorec.losses import hanorec_loss
 from hanorec.models.backbone import load_backbone
 from hanorec.models.images import CatalogImages
-from hanorec.models.inputs import apart
+from hanorec.models.inputs import unpacked
 from hanorec.models.layout import Layout
 from hanorec.models.lora import add_lora
 from hanorec.models.packing import Branch, Prompt, pack
@@ -191,7 +191,7 @@ def test_branches_that_cannot_be_laid_out_are_refused(capsys):
     with pytest.raises(ValueError, match="sees all of itself"):
         pack([prompt], [[[1], [2]]], pad=0, layout=Layout(visibility="prefix"))
     with pytest.raises(ValueError, match="packed alone"):
-        apart([prompt], [[[1], [2]]], pad=0)
+        unpacked([prompt], [[[1], [2]]], pad=0)
 
 
 def test_families_that_cannot_nest_read_every_window_alone_and_say_so(capsys):

@@ -28,7 +28,7 @@ def test_the_prompt_reads_as_the_paper_describes_it(backbone, images, data):
     assert written(backbone, images, prompt.ids) == (
         f"User:The user chose, oldest first:\n[image]{t[2]}\n[image]{t[0]}\nWhich of these is next?\n{t[4]}\n{t[5]}∎\nAssistant:"
     )
-    assert prompt.images == [2, 0]
+    assert prompt.image_items == [2, 0]
 
 
 def test_candidates_can_be_left_out(backbone, images, data):
@@ -52,7 +52,7 @@ def test_an_item_is_shown_as_its_view_says(backbone, images, data, view, shown, 
     prompt = prompts.prompt(EXAMPLE)
     text = written(backbone, images, prompt.ids)
     assert text.split("first:\n")[1].split("\nWhich")[0] == shown.format(t0=t[0], t2=t[2])
-    assert prompt.images == images_shown and written(backbone, images, prompts.chosen(EXAMPLE)) == f"{t[5]}∎"
+    assert prompt.image_items == images_shown and written(backbone, images, prompts.chosen(EXAMPLE)) == f"{t[5]}∎"
     asked = Example("u", (0,), (2,), (2,), ((4,),))
     question = Prompts(backbone, images, t, "yesno", item_view=view, descriptions=described).prompt(asked)
     assert shown.format(t0=t[0], t2=t[2]).split("\n")[0] + "∎" in written(backbone, images, question.ids)
@@ -100,7 +100,7 @@ def test_yes_no_asks_about_one_item_with_its_image(backbone, images, data, asked
     prompts = Prompts(backbone, images, data.catalog.titles, "yesno")
     example = Example("u", (2,), (5,), (asked,), ((4,),))
     prompt = prompts.prompt(example)
-    assert prompt.images == [2, asked]
+    assert prompt.image_items == [2, asked]
     assert written(backbone, images, prompt.ids).endswith(f"[image]{data.catalog.titles[asked]}∎\nAssistant:")
     other = {"Yes": "No", "No": "Yes"}[answer]
     assert written(backbone, images, prompts.chosen(example)) == f"{answer}∎"
@@ -118,7 +118,7 @@ def test_the_releases_top3_prompt_lists_candidates_in_quotation_marks(backbone, 
         f'[image]"{t[7]}"\n[image]"{t[8]}"\n[image]"{t[9]}"\n\n'
         f"What may be chosen next? The candidates are:\n{listed}∎\nAssistant:"
     )
-    assert prompt.images == [7, 8, 5]
+    assert prompt.image_items == [7, 8, 5]
     assert written(backbone, images, prompts.chosen(example)) == f'""{t[1]}"\n"{t[2]}"\n"{t[3]}""∎'
     assert [written(backbone, images, ids) for ids in prompts.rejected(example)] == [f'"{t[4]}"\n"{t[5]}"\n"{t[6]}"∎']
     # Written one place after the other, as in evaluation, it is the chosen response.
@@ -139,14 +139,14 @@ def test_the_releases_yes_no_prompt_lists_what_was_not_chosen_and_shows_images_o
         f'Not chosen, and perhaps not liked:\n"{t[9]}"\n"{t[8]}"\n"{t[7]}"\n"{t[6]}"\n\n'
         f'Will this one be liked?\n"{t[asked]}"∎\nAssistant:'
     )
-    assert prompt.images == [2, 0]
+    assert prompt.image_items == [2, 0]
     assert written(backbone, images, prompts.chosen(example)) == f"{answer}∎"
 
 
 def test_an_item_without_an_image_is_its_title_alone(backbone, images, data):
     images.blocks[0], images.contents[0] = [], None
     prompt = Prompts(backbone, images, data.catalog.titles, "next").prompt(EXAMPLE)
-    assert prompt.images == [2]
+    assert prompt.image_items == [2]
 
 
 def test_another_items_image_can_stand_for_a_missing_one(backbone, images, data):
@@ -154,7 +154,7 @@ def test_another_items_image_can_stand_for_a_missing_one(backbone, images, data)
     images.blocks[1], images.contents[1] = [], None
     prompts = Prompts(backbone, images, data.catalog.titles, "yesno", protocol="release", mask_titles=True)
     prompt = prompts.prompt(Example("u", (2, 1), (5,), (5,), ((4,),), shown=(2, 3), unchosen=(6,)))
-    assert prompt.images == [2, 3]
+    assert prompt.image_items == [2, 3]
     assert '[image]"an item"\n[image]"an item"' in written(backbone, images, prompt.ids)
 
 

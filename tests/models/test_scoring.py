@@ -20,7 +20,7 @@ from hanorec.models.scoring import score, score_all
 def plain_logp(backbone, images, prompt: Prompt, response: list[int]) -> torch.Tensor:
     """log π(response | prompt) as the model's own forward gives it: pixels in, causal mask, no packing."""
     backbone = backbone
-    pixels = [images.contents[item] for item in prompt.images]
+    pixels = [images.contents[item] for item in prompt.image_items]
     images = {name: torch.cat([p[name] for p in pixels], dim=1) for name in pixels[0]} if pixels else {}
     ids = torch.tensor([prompt.ids + response])
     logits = backbone.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **images).logits[0]

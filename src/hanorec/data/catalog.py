@@ -86,8 +86,7 @@ def read_descriptions(path: Path, catalog: Catalog) -> tuple[str, ...]:
     that is not in the catalogue, or twice.
     """
     if not path.is_file():
-        command = f"python data/describe_items.py --data {path.parent} --backbone NAME"
-        raise DataError(f"{path}: no such file, and --item-view needs descriptions; `{command}` writes them")
+        raise DataError(f"{path}: no such file, and the item view shows descriptions; data/describe_items.py writes it")
     texts: dict[str, str] = {}
     for line, cells in _csv_rows(path):
         if not texts and cells[0].strip().lower() in HEADER_CELLS:

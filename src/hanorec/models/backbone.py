@@ -1,9 +1,8 @@
 """Load any Hugging Face image-text-to-text model and find out what its family does its own way.
 
 In: the name of a checkpoint (a hub id, a folder or "tiny"). Out: a `Backbone`: model, processor, the few facts about
-its chat format that prompts need, and the `Layout` of its tokens. What differs between model families is discovered
-here, in `layout.py` and in `images.py`, by asking processor and model, and nowhere else; nothing goes by a family's
-name.
+its chat format that prompts need, and the `Layout` of its tokens. What differs between model families is discovered by
+asking processor and model, here and in `chat.py`, `discovery.py` and `encoding.py`; nothing goes by a family's name.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from transformers.utils import logging
 
 from hanorec import distributed
 from hanorec.errors import DataError
-from hanorec.models import attention, tiny
+from hanorec.models import attention, chat, tiny
 from hanorec.models.discovery import find_layout
 from hanorec.models.layout import Layout
 
@@ -108,10 +107,10 @@ class Backbone:
         """The ids that mean something other than text: special tokens, placeholders, and what the chat format adds to
         the vocabulary, white space aside."""
         tokenizer, processor = self.processor.tokenizer, self.processor
-        chat = {*self.prefix, *self.separator, *self.suffix, *self.tokens(self.image_text)}
+        format_ids = {*self.prefix, *self.separator, *self.suffix, *self.tokens(self.image_text)}
         placeholders = {value for name, value in vars(processor).items() if name.endswith("_token_id")}
         added = tokenizer.added_tokens_decoder.items()
-        used = {id for id, token in added if token.special or (id in chat and token.content.strip())}
+        used = {id for id, token in added if token.special or (id in format_ids and token.content.strip())}
         return frozenset({*used, *placeholders, *tokenizer.all_special_ids, self.layout.image_token} - {None})
 
 
@@ -158,7 +157,7 @@ def load_backbone(
         model = AutoModelForImageTextToText.from_pretrained(source, dtype=compute, use_safetensors=True, **options)
     except (OSError, ValueError, KeyError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"--backbone {name}: cannot be loaded as an image-text-to-text model: {first_line}") from error
+        raise DataError(f"backbone {name}: cannot be loaded as an image-text-to-text model: {first_line}") from error
     if views == "one":
         for setting in TILES:
             if hasattr(processor.image_processor, setting):
@@ -167,9 +166,7 @@ def load_backbone(
     backbone = describe(model.to(device).eval(), processor, name)
     backbone.compute = compute
     if backbone.layout.why_unpacked:
-        warnings.warn(
-            f"--backbone {name}: one forward a response, because {backbone.layout.why_unpacked}", stacklevel=2
-        )
+        warnings.warn(f"backbone {name}: one forward a response, because {backbone.layout.why_unpacked}", stacklevel=2)
     return backbone
 
 
@@ -180,14 +177,12 @@ def check_hub(name: str) -> None:
             return
         HfApi().model_info(name, timeout=10)
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise DataError(
-            f"--backbone {name}: neither a folder nor a checkpoint that the Hugging Face hub has"
-        ) from error
+        raise DataError(f"backbone {name}: neither a folder nor a checkpoint that the Hugging Face hub has") from error
     except NETWORK_ERRORS as error:
         raise DataError(
-            f"--backbone {name}: no such folder, and the Hugging Face hub cannot be reached ({error}). Missing are "
-            f"config.json, model*.safetensors, tokenizer*, *processor*.json and chat_template.*: where there is a "
-            f"network, `hf download {name} --local-dir DIR`, bring DIR here and give --backbone DIR"
+            f"backbone {name}: no such folder, and the Hugging Face hub cannot be reached ({error}). Missing are "
+            "config.json, model*.safetensors, tokenizer*, *processor*.json and chat_template.*; where there is a network, "
+            f"`hf download {name}` fetches them. Bring their folder here, and give it as the backbone"
         ) from error
 
 
@@ -198,14 +193,14 @@ def describe(model: Any, processor: Any, name: str = "") -> Backbone:
     Errors: DataError where the model does not read images as tokens of its text.
     """
     if not hasattr(model, "get_image_features") or not hasattr(processor, "image_processor"):
-        raise DataError(f"--backbone {name}: {type(model).__name__} takes no images")
+        raise DataError(f"backbone {name}: {type(model).__name__} takes no images")
     if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
-        raise DataError(f"--backbone {name}: {type(model).__name__} does not read images as tokens in its text")
-    image_text = _image_text(processor)
+        raise DataError(f"backbone {name}: {type(model).__name__} does not read images as tokens in its text")
+    image_text = chat.image_text(processor)
     layout = find_layout(model, processor, image_text)
     if not layout.why_unpacked:
         attention.use_blocks(model)
-    return Backbone(model, processor, *_chat_format(processor), image_text, layout)
+    return Backbone(model, processor, *chat.chat_format(processor), image_text, layout)
 
 
 def language_model(model: Any) -> torch.nn.Module:
@@ -222,42 +217,3 @@ def last_mlp(model: Any) -> torch.nn.Module | None:
         return None
     mlp = getattr(layers[-1], "mlp", None)
     return None if hasattr(mlp, "experts") else mlp
-
-
-# the chat format
-
-
-def _render(processor: Any, *messages: tuple[str, list[dict]]) -> str:
-    return processor.apply_chat_template([{"role": role, "content": content} for role, content in messages])
-
-
-def _text(text: str) -> dict:
-    return {"type": "text", "text": text}
-
-
-def _chat_format(processor: Any) -> tuple[list[int], list[int], list[int]]:
-    """Prefix, separator and suffix of a chat: what the template writes before a question Q, between Q and an answer A,
-    and after A; the prefix starts with the token that begins a text, if there is one. Without a template a line's end
-    separates Q and A, and A ends with the token that ends a text, if there is one."""
-    tokenizer = processor.tokenizer
-    prefix, separator, suffix = "", "\n", ""
-    if processor.chat_template is not None:
-        chat = _render(processor, ("user", [_text("⁂Q⁂")]), ("assistant", [_text("⁂A⁂")]))
-        prefix, rest = chat.split("⁂Q⁂")
-        separator, suffix = rest.split("⁂A⁂")
-    before, between, after = (
-        tokenizer(part, add_special_tokens=False).input_ids for part in (prefix, separator, suffix.strip())
-    )
-    begin = tokenizer.bos_token_id
-    if begin is not None and begin in tokenizer("a").input_ids and before[:1] != [begin]:
-        before = [begin, *before]
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    return before, between, after or end
-
-
-def _image_text(processor: Any) -> str:
-    """What the chat template writes for an image."""
-    if processor.chat_template is None:
-        return processor.tokenizer.convert_ids_to_tokens(processor.image_token_id)
-    chat = _render(processor, ("user", [_text("⁂Q⁂"), {"type": "image"}, _text("⁂A⁂")]))
-    return chat.split("⁂Q⁂")[1].split("⁂A⁂")[0]

@@ -16,7 +16,7 @@ from torch import Tensor
 from hanorec import distributed
 from hanorec.errors import DataError
 from hanorec.models.backbone import Backbone, language_model
-from hanorec.models.images import LANGUAGE, vision_trains
+from hanorec.models.encoding import LANGUAGE, vision_trains
 
 
 def add_lora(

@@ -6,7 +6,6 @@ In: the options of a training script, or a folder. Out: the folder with its `con
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import warnings
@@ -19,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from hanorec import __version__, distributed
-from hanorec.cache import content_fingerprint
+from hanorec.cache import content_fingerprint, files_fingerprint
 from hanorec.errors import DataError
 from hanorec.models.backbone import TILES, Backbone, load_backbone
 from hanorec.training import checkpoints
@@ -207,12 +206,7 @@ def model_fingerprint(folder: str | Path) -> str:
     files = sorted((Path(folder) / MODEL).glob("*.safetensors"))
     if not files:
         raise DataError(f"{folder}: not a run's folder (no weights in {MODEL}/)")
-    digest = hashlib.sha256()
-    for path in files:
-        with open(path, "rb") as file:
-            while block := file.read(2**24):
-                digest.update(block)
-    return digest.hexdigest()
+    return files_fingerprint(files)
 
 
 def check_start(folder: str | Path, config: dict, start: str) -> None:
