@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
@@ -15,7 +16,7 @@ from PIL import Image
 from processes import SERVER
 from safetensors import safe_open
 
-from hanorec.cache import cached, weights_fingerprint
+from hanorec.cache import cached, content_fingerprint, files_fingerprint, weights_fingerprint
 from hanorec.data.catalog import read_catalog
 from hanorec.data.dataset import split_examples
 from hanorec.models import images as catalog_images
@@ -196,3 +197,53 @@ def test_two_processes_that_make_the_same_file_at_once_both_succeed(tmp_path):
         for found in both.map(made_five_times, (tmp_path, tmp_path), (1.0, 2.0)):
             assert all(values in ([1.0], [2.0]) for values in found)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"x{n}-{'0' * 20}.safetensors" for n in range(5))
+
+
+def test_a_fingerprint_tells_contents_types_order_and_borders_apart(tmp_path):
+    file = tmp_path / "file"
+    file.write_bytes(b"ab")
+    zeros = np.zeros((2, 3), np.float32)
+    different = [
+        (),
+        ("",),
+        ("", ""),
+        (b"",),
+        (None,),
+        ("ab",),
+        ("a", "b"),
+        ("b", "a"),
+        (b"ab",),
+        (file,),
+        (zeros,),
+        (zeros.T,),
+        (zeros.reshape(6),),
+        (zeros.view(np.int32),),
+        (zeros.tobytes(),),
+        (zeros + 1,),
+    ]
+    prints = [content_fingerprint(*parts) for parts in different]
+    assert len(set(prints)) == len(different)
+    assert all(len(value) == 64 and set(value) <= set("0123456789abcdef") for value in prints)
+
+
+def test_a_fingerprint_depends_on_content_alone(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).write_bytes(b"same")
+    assert content_fingerprint(tmp_path / "one") == content_fingerprint(tmp_path / "two")
+    grid = np.arange(6).reshape(2, 3)
+    assert content_fingerprint(grid.T) == content_fingerprint(grid.T.copy())
+    # pinned: another value would throw away every cache that anyone has made
+    assert content_fingerprint("é", b"", None) == "7a0c7f80275ffb9f5c7bdb9dba9a60026dcea418bff4536f09634abc58d133eb"
+
+
+def test_a_fingerprint_refuses_what_has_no_bytes():
+    for part in (3, ["a"], np.array([None])):
+        with pytest.raises(TypeError, match="content_fingerprint takes"):
+            content_fingerprint(part)
+
+
+def test_the_fingerprint_of_files_is_the_sha_256_of_all_they_hold(tmp_path):
+    for name, content in (("one", b"ab"), ("two", b"c")):
+        (tmp_path / name).write_bytes(content)
+    files = [tmp_path / "one", tmp_path / "two"]
+    assert files_fingerprint(files) == hashlib.sha256(b"abc").hexdigest() != files_fingerprint(files[::-1])

@@ -8,11 +8,9 @@ import warnings
 import zlib
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from hanorec.cache import content_fingerprint
 from hanorec.data import catalog
 from hanorec.data.catalog import load_image, read_catalog, read_descriptions
 from hanorec.errors import DataError
@@ -145,7 +143,10 @@ def test_descriptions_belong_to_items_and_may_be_missing(tmp_path):
         ("1,a,b\n", "descriptions.csv:1: expected item,description, found '1,a,b'"),
         ("item,description\n9,a\n", "descriptions.csv:2: item '9' is not in the catalogue"),
         ("1,a\n1,b\n", "descriptions.csv:2: item '1' appears twice"),
-        (None, "descriptions.csv: no such file, and the item view shows descriptions; data/describe_items.py writes it"),
+        (
+            None,
+            "descriptions.csv: no such file, and the item view shows descriptions; data/describe_items.py writes it",
+        ),
     ],
 )
 def test_descriptions_that_cannot_be_used_are_an_error(tmp_path, text, message):
@@ -231,49 +232,3 @@ def test_the_pixel_limit_is_inclusive(tmp_path, monkeypatch):
     monkeypatch.setattr(catalog, "MAX_PIXELS", 23)
     with pytest.warns(UserWarning, match="4 x 6 pixels, the limit is 23"):
         assert load_image(path) is None
-
-
-# --- fingerprints
-
-
-def test_a_fingerprint_tells_contents_types_order_and_borders_apart(tmp_path):
-    file = tmp_path / "file"
-    file.write_bytes(b"ab")
-    zeros = np.zeros((2, 3), np.float32)
-    different = [
-        (),
-        ("",),
-        ("", ""),
-        (b"",),
-        (None,),
-        ("ab",),
-        ("a", "b"),
-        ("b", "a"),
-        (b"ab",),
-        (file,),
-        (zeros,),
-        (zeros.T,),
-        (zeros.reshape(6),),
-        (zeros.view(np.int32),),
-        (zeros.tobytes(),),
-        (zeros + 1,),
-    ]
-    prints = [content_fingerprint(*parts) for parts in different]
-    assert len(set(prints)) == len(different)
-    assert all(len(value) == 64 and set(value) <= set("0123456789abcdef") for value in prints)
-
-
-def test_a_fingerprint_depends_on_content_alone(tmp_path):
-    for name in ("one", "two"):
-        (tmp_path / name).write_bytes(b"same")
-    assert content_fingerprint(tmp_path / "one") == content_fingerprint(tmp_path / "two")
-    grid = np.arange(6).reshape(2, 3)
-    assert content_fingerprint(grid.T) == content_fingerprint(grid.T.copy())
-    # pinned: another value would throw away every cache that anyone has made
-    assert content_fingerprint("é", b"", None) == "7a0c7f80275ffb9f5c7bdb9dba9a60026dcea418bff4536f09634abc58d133eb"
-
-
-def test_a_fingerprint_refuses_what_has_no_bytes():
-    for part in (3, ["a"], np.array([None])):
-        with pytest.raises(TypeError, match="content_fingerprint takes"):
-            content_fingerprint(part)

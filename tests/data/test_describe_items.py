@@ -13,6 +13,7 @@ from hanorec.data.catalog import read_catalog, read_descriptions
 from hanorec.data.toy import STYLES, draw
 from hanorec.errors import exit_on_user_error
 from hanorec.models.backbone import load_backbone
+from tools import pretrain_tiny
 
 
 def script(name: str):
@@ -77,9 +78,9 @@ def test_what_is_there_is_kept_and_a_row_that_was_cut_off_is_made_again(folder, 
 
 def test_the_tiny_backbone_is_asked_as_its_pretraining_asked():
     """The example of a caption in tools/pretrain_tiny.py, with one item, and the same as ids."""
-    backbone, pretraining = load_backbone("tiny"), script("pretrain_tiny")
+    backbone = load_backbone("tiny")
     text = describe_items.prompt_of(backbone, describe_items.TINY_QUESTION, "Comet Bara")
-    asked = [pretraining.HISTORY, "\n", "<image>", "Comet Bara", "\n" + pretraining.DESCRIBE]
+    asked = [pretrain_tiny.HISTORY, "\n", "<image>", "Comet Bara", "\n" + pretrain_tiny.DESCRIBE]
     ids = [id for part in asked for id in backbone.tokens(part)]
     assert backbone.tokens(text) == backbone.prefix + ids + backbone.separator
 

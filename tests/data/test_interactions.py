@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +10,6 @@ import pytest
 from hanorec.data.catalog import Catalog
 from hanorec.data.interactions import UserHistory, Window, popularity, read_sequences, windows
 from hanorec.errors import DataError
-from hanorec.randomness import rng
 
 ITEMS = ("a", "b", "c", "d", "e")
 CATALOG = Catalog(ITEMS, ITEMS, (None,) * 5, {item: row for row, item in enumerate(ITEMS)}, Path("my_titles.csv"))
@@ -181,30 +177,3 @@ def test_popularity_counts_every_occurrence():
 def test_popularity_refuses_an_unknown_item(item):
     with pytest.raises(ValueError, match=f"{item}.* 4 items"):
         popularity([UserHistory("u", (1, item))], 4)
-
-
-def test_rng_is_told_apart_by_seed_and_key():
-    keys = [
-        (0,),
-        (1,),
-        (0, "u"),
-        (0, "u", 1),
-        (0, "u", "1"),
-        (0, "u1"),
-        (0, "", "u1"),
-        (0, "1", "u"),
-        (0, "ü"),
-    ]
-    assert len({rng(*key).integers(2**62) for key in keys}) == len(keys)
-    assert rng(0, np.int64(5)).integers(2**62) == rng(0, 5).integers(2**62)
-    with pytest.raises(TypeError):
-        rng(0, b"u")
-
-
-def test_rng_is_the_same_in_every_process():
-    # pinned: another value would change every published draw
-    assert rng(2025, "user", 3).integers(1000, size=4).tolist() == [490, 316, 443, 882]
-    command = "from hanorec.data.interactions import rng; print(rng(2025, 'user', 3).integers(1000, size=4).tolist())"
-    environment = {"PYTHONHASHSEED": "1", "PYTHONPATH": os.pathsep.join(sys.path)}  # hash() gives other numbers there
-    printed = subprocess.check_output([sys.executable, "-c", command], env=environment, text=True)
-    assert printed.strip() == "[490, 316, 443, 882]"

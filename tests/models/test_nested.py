@@ -40,7 +40,7 @@ def test_trunk_and_branch_are_the_prompt_of_each_example(backbone, images, data,
     for example, branch in zip(row, nested.branches):
         whole = prompts.prompt(example)
         assert nested.ids[: branch.end] + branch.ids == whole.ids
-        assert nested.images[: len(example.history)] + branch.images == whole.images
+        assert nested.image_items[: len(example.history)] + branch.image_items == whole.image_items
     assert prompts.nested(alone) == prompts.prompt(alone[0])  # one prompt is no trunk
 
 

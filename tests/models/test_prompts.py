@@ -56,7 +56,7 @@ def test_an_item_is_shown_as_its_view_says(backbone, images, data, view, shown, 
     asked = Example("u", (0,), (2,), (2,), ((4,),))
     question = Prompts(backbone, images, t, "yesno", item_view=view, descriptions=described).prompt(asked)
     assert shown.format(t0=t[0], t2=t[2]).split("\n")[0] + "∎" in written(backbone, images, question.ids)
-    assert question.images == images_shown[::-1]
+    assert question.image_items == images_shown[::-1]
 
 
 def test_a_description_is_data_and_no_special_token_comes_out_of_it(backbone, images, data):

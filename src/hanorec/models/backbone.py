@@ -181,8 +181,8 @@ def check_hub(name: str) -> None:
     except NETWORK_ERRORS as error:
         raise DataError(
             f"backbone {name}: no such folder, and the Hugging Face hub cannot be reached ({error}). Missing are "
-            "config.json, model*.safetensors, tokenizer*, *processor*.json and chat_template.*; where there is a network, "
-            f"`hf download {name}` fetches them. Bring their folder here, and give it as the backbone"
+            "config.json, model*.safetensors, tokenizer*, *processor*.json and chat_template.*; where there is a "
+            f"network, `hf download {name}` fetches them. Bring their folder here, and give it as the backbone"
         ) from error
 
 

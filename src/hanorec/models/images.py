@@ -156,7 +156,7 @@ class CatalogImages:
                 grids += [each.grid for each in processed if each.grid is not None]
                 shown = [each for each in processed if each.placeholders]
                 if shown:
-                    pixels, placeholders, _ = zip(*shown)
+                    placeholders, pixels, _ = zip(*shown)
                     with torch.no_grad():
                         encoded, self.as_list = encode_images(backbone, pixels, placeholders)
                     features += encoded
