@@ -9,13 +9,13 @@ from typing import get_args, get_type_hints
 import families
 import pytest
 
-from hanorec.related.objectives import OBJECTIVES
-from hanorec.training.options import PreferenceOptions
+from hanorec.related.objectives import PAPER_BETA
+from hanorec.training.dpo_options import RelatedOptions
 
-NEGATIVES = get_args(get_type_hints(PreferenceOptions)["negatives"])
-# 20 users in batches of 2, twice, each time with other negatives: 20 steps. Two LoRA matrices learn.
+NEGATIVES = get_args(get_type_hints(RelatedOptions)["negatives"])
+# 20 users in batches of 2, twice: 20 steps. Two LoRA matrices learn.
 SHORT = ["--batch-size", 2, "--train-users", 20, "--validate-users", 1, "--validate-every", 20, "--log-every", 1]
-DPO = [*SHORT, "--epochs", 2, "--fresh-negatives", "--rejected", 2, "--lora-targets", "q_proj"]
+DPO = [*SHORT, "--epochs", 2, "--rejected", 2, "--layers", "q_proj"]
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +33,10 @@ def test_the_sft_model_to_start_from(script, toy_folder, runs, monkeypatch):
 
 
 @pytest.mark.parametrize("negatives", NEGATIVES)
-@pytest.mark.parametrize("loss", OBJECTIVES)
+@pytest.mark.parametrize("loss", PAPER_BETA)
 def test_20_steps_of_an_objective_on_a_kind_of_negatives(script, runs, loss, negatives):
     options = ["--sft", runs / "sft", "--output", runs / "dpo", "--overwrite", "--loss", loss, "--negatives", negatives]
-    pool = ["--negative-pool", 6] if negatives.startswith("policy") else []
-    status, _, errors = script("train_dpo", *options, *DPO, *pool)
+    status, _, errors = script("train_dpo", *options, *DPO)
     assert status == 0, errors
     lines = [json.loads(line) for line in (runs / "dpo" / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]

@@ -23,13 +23,10 @@ from hanorec.errors import exit_on_user_error
 from hanorec.evaluation.ranking import answer_with_model
 from hanorec.models.backbone import load_backbone
 from hanorec.models.encoding import LANGUAGE
-from hanorec.models.packing import Prompt
-from hanorec.training.loop import MicroBatch
-from hanorec.training.pairs import PreferencePairs
 from hanorec.training.runs import load_run
 
-FEW = ["--max-steps", 4, "--validate-every", 2, "--validate-users", 6, "--batch-size", 4, "--candidates", 8,
-       "--log-every", 1, "--train-users", 16]  # fmt: skip
+FEW = ["--max-steps", 4, "--validate-every", 2, "--validate-users", 6, "--batch-size", 4, "--log-every", 1,
+       "--train-users", 16]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +35,7 @@ def runs(tmp_path_factory):
 
 
 def sft(script, folder, runs, name="sft", *more):
-    return script("train_sft", "--data", folder, "--output", runs / name, *FEW, *more)
+    return script("train_sft", "--data", folder, "--output", runs / name, "--candidates", 8, *FEW, *more)
 
 
 def dpo(script, runs, name, *more, sft="sft"):
@@ -61,7 +58,7 @@ def test_sft_trains_and_leaves_a_model_that_hugging_face_loads(script, toy_folde
 
 
 def test_the_vision_tower_trains_where_it_is_asked_to(script, toy_folder, runs):
-    assert sft(script, toy_folder, runs, "vision", "--train-vision")[0] == 0
+    assert sft(script, toy_folder, runs, "vision", "--layers", "all")[0] == 0
     before, frozen, trained = (
         dict(load_backbone(str(name), dtype="float32", device=torch.device("cpu")).model.named_parameters())
         for name in ("tiny", runs / "sft" / "model", runs / "vision" / "model")
@@ -132,13 +129,17 @@ def test_a_run_does_not_replace_what_it_starts_from(script, toy_folder, tmp_path
     status, _, errors = dpo(script, tmp_path, "sft", "--overwrite")
     assert status == 2 and "is what this run starts from" in errors
     assert (tmp_path / "sft" / "config.json").read_text() == before
-    status, _, errors = dpo(script, tmp_path, "all", "--lora-targets", "all")
+    status, _, errors = dpo(script, tmp_path, "all", "--layers", "all")
     assert status == 2 and "keeps the vision tower as it is" in errors
 
 
 def test_options_of_sft_that_do_not_fit_are_errors(script, toy_folder, runs):
-    status, _, errors = sft(script, toy_folder, runs, "nowhere", "--merge")
-    assert status == 2 and "trains without one" in errors.splitlines()[-1], errors
+    for message, *more in (
+        ["--lora-rank: is of an adapter, and this model trains without one", "--lora-rank", 4],
+        ["--layers q_proj: a model that trains without LoRA takes language or all", "--layers", "q_proj"],
+    ):
+        status, _, errors = sft(script, toy_folder, runs, "nowhere", *more)
+        assert status == 2 and message in errors.splitlines()[-1], errors
 
 
 SOME = ["--max-steps", 2, "--train-users", 8, "--validate-users", 2, "--overwrite", "--rejected", 3]
@@ -150,14 +151,9 @@ def test_negatives_that_cannot_be_drawn_are_an_error(script, runs):
         assert status == 2 and message in errors.splitlines()[-1], errors
 
     for negatives in ("policy", "policy-modality"):
-        fails("--negative-pool 2: 3 rejected items are", "--negatives", negatives, "--negative-pool", 2)
-        fails("--negative-pool 999: the training rows hold only", "--negatives", negatives, "--negative-pool", 999)
-        fails(f"--negatives {negatives}: draws titles of the task next", "--negatives", negatives, "--task", "top3")
-    fresh = ["--fresh-negatives", "--epochs", 2]  # 2 · 3 items for each prompt
-    fails("--negative-pool 5: 6 rejected items are", "--negatives", "policy", "--negative-pool", 5, *fresh)
+        fails("60 rejected items are to be drawn from 50", "--negatives", negatives, "--rejected", 60)
     for known in ("random", "popularity", "neighbours", "policy", "policy-modality"):
         fails(known, "--negatives", "nearest")
-    fails("--neighbour-threshold 0.5: belongs to --neighbourhood refined", "--neighbour-threshold", 0.5)
 
 
 def test_a_refined_neighbourhood_says_how_many_edges_change(script, runs):
@@ -170,7 +166,6 @@ def test_a_refined_neighbourhood_says_how_many_edges_change(script, runs):
 
     threshold, dropped, edges, added = refined("--negatives", "neighbours")
     assert 0 < threshold < 1 and 0 < added <= dropped <= edges / 2
-    assert refined("--neighbour-threshold", 1)[1] > dropped  # what is left of these are chosen together, too
 
 
 def test_hanorec_without_its_parts_is_dpo(script, runs):
@@ -208,7 +203,6 @@ def test_a_part_that_an_objective_does_not_have_cannot_be_turned_off(script, run
         ["--noise", "lora", "--noise-std", 0.01],
         ["--recipe", "calibrated", "--negatives", "neighbours", "--rejected", 3],
         ["--forward-tokens", 150],
-        ["--fresh-negatives", "--epochs", 2],
     ],
 )
 def test_hanorec_logs_its_hardness_responsiveness_and_beta(script, runs, more):
@@ -305,12 +299,12 @@ def test_a_run_keeps_the_view_of_an_item(script, toy_folder, runs, tmp_path):
     assert sft(script, folder, tmp_path, "words", "--item-view", "description")[0] == 0
     status, _, errors = dpo(script, tmp_path, "words-hanorec", sft="words")
     assert status == 0, errors
-    assert json.loads((tmp_path / "words-hanorec" / "config.json").read_text())["item_view"] == "description"
+    assert load_run(tmp_path / "words-hanorec")[1].item_view == "description"
     shutil.copytree(runs / "sft", tmp_path / "seen")
     config = json.loads((tmp_path / "seen" / "config.json").read_text())
     assert config.pop("item_view") == "image"
     (tmp_path / "seen" / "config.json").write_text(json.dumps(config))
-    assert load_run(tmp_path / "seen")[1]["item_view"] == "image"
+    assert load_run(tmp_path / "seen")[1].item_view == "image"
 
     names = [str(tmp_path / name) for name in ("words", "words-hanorec", "seen")]
     options = ("evaluate", "--runs", *names, "--data", folder, "--candidates", 8, "--users", 12)
@@ -365,8 +359,8 @@ def test_the_protocol_of_the_release_runs_from_end_to_end(script, long_rows, run
     assert status == 0, errors
     status, _, errors = script("train_dpo", "--sft", first, "--output", second, *few)
     assert status == 0, errors
-    config = json.loads((second / "config.json").read_text())
-    assert (config["protocol"], config["list_candidates"], config["windows"]) == ("release", True, "last")
+    assert json.loads((second / "config.json").read_text())["windows"] == "last"
+    assert (load_run(second)[1].protocol, load_run(second)[1].list_candidates) == ("release", True)
     lines = [line for line in log(second) if "loss" in line]
     assert len(lines) == 2 and all(line["hardness_std"] > 0 for line in lines)
     status, out, errors = script("evaluate", "--runs", first, second, "--users", 12)
@@ -383,11 +377,11 @@ def test_what_the_protocol_of_the_release_lacks_is_an_error(script, long_rows, r
     def release(*more):
         return script("train_sft", "--data", long_rows, "--output", tmp_path / "run", "--protocol", "release", *more)
 
-    fails(release(), "--protocol release: has the tasks top3 and yesno; the task is next")
-    fails(release("--task", "top3", "--candidates", 20), "--candidates 20: --protocol release with task top3 has 7")
+    fails(release(), "the protocol release has the tasks top3 and yesno; the task is next")
+    fails(release("--task", "top3", "--candidates", 20), "--candidates 20: the protocol release has 7 for this task")
     top3 = ("--runs", runs / "release-top3")
     fails(script("evaluate", *top3, runs / "top3", "--data", long_rows), "cannot be compared: --protocol was 'release'")
-    fails(script("evaluate", *top3, "--task", "next"), "--protocol release: has the tasks top3 and yesno")
+    fails(script("evaluate", *top3, "--task", "next"), "the protocol release has the tasks top3 and yesno")
     assert not list(tmp_path.iterdir())
 
 
@@ -411,24 +405,23 @@ def test_a_larger_backbone_gets_lora_and_is_read_back(script, toy_folder, runs):
     assert (runs / "lora" / "model" / "adapter_config.json").is_file()
     status, _, errors = dpo(script, runs, "lora-hanorec", sft="lora")
     assert status == 0, errors
-    assert json.loads((runs / "lora-hanorec" / "config.json").read_text())["list_candidates"] is True
+    assert load_run(runs / "lora-hanorec")[1].list_candidates is True
     assert script("evaluate", "--runs", runs / "lora", runs / "lora-hanorec", "--candidates", 8, "--users", 5)[0] == 0
     status, _, errors = script("evaluate", "--runs", runs / "lora", "--candidates", "all")
     assert status == 2 and "the prompts of" in errors and "list the candidates" in errors
 
 
-def test_a_merged_model_is_a_plain_checkpoint_that_scores_the_same(script, toy_folder, runs):
-    assert (
-        sft(script, toy_folder, runs, "to-merge", "--lora", "on", "--merge", "--lora-targets", "q_proj,v_proj")[0] == 0
-    )
-    assert dpo(script, runs, "merged-hanorec", "--merge", "--gradient-checkpointing", sft="to-merge")[0] == 0
-    for name in ("to-merge", "merged-hanorec"):
-        backbone, _ = load_run(runs / name)
-        merged = load_backbone(str(runs / name / "merged"), device=backbone.device)
-        ids = torch.tensor([backbone.tokens("Comet of the tide")])
-        with torch.no_grad():
-            here, there = backbone.model(input_ids=ids).logits, merged.model(input_ids=ids).logits
-        torch.testing.assert_close(here, there, atol=1e-4, rtol=1e-4)
+def test_adapters_of_both_stages_merge_into_a_plain_checkpoint_that_scores_the_same(script, toy_folder, runs, tmp_path):
+    assert sft(script, toy_folder, runs, "some", "--lora", "on", "--layers", "q_proj,v_proj")[0] == 0
+    assert dpo(script, runs, "some-hanorec", "--gradient-checkpointing", sft="some")[0] == 0
+    backbone, _ = load_run(runs / "some-hanorec")
+    ids = torch.tensor([backbone.tokens("Comet of the tide")])
+    with torch.no_grad():
+        here = backbone.model(input_ids=ids).logits
+        backbone.model.merge_and_unload().save_pretrained(tmp_path / "merged")
+        backbone.processor.save_pretrained(tmp_path / "merged")
+        merged = load_backbone(str(tmp_path / "merged"), device=backbone.device)
+        torch.testing.assert_close(here, merged.model(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
 
 
 def test_half_precision_runs_from_end_to_end(script, toy_folder, runs):
@@ -465,14 +458,15 @@ def test_what_a_user_can_mend_is_one_line_and_exit_status_2(script, toy_folder, 
     fails(sft(script, toy_folder, tmp_path, "c", "--backbone", tmp_path), "no model checkpoint")
     fails(sft(script, toy_folder, tmp_path, "c", "--backbone", "nobody/nothing"), "the Hugging Face hub")
     fails(sft(script, toy_folder, tmp_path, "c", "--backbone", "no/such/thing"), "neither a folder nor a checkpoint")
-    fails(sft(script, toy_folder, tmp_path, "c", "--lora", "on", "--lora-targets", "nose"), "--lora-targets nose")
+    fails(sft(script, toy_folder, tmp_path, "c", "--lora", "on", "--layers", "nose"), "layers nose")
     fails(sft(script, toy_folder, tmp_path, "d", "--batch-size", 0), "--batch-size 0: must be a number of at least 1")
     fails(script("train_sft", "--epoch-count", 3), "unrecognized arguments: --epoch-count 3")
     fails(script("evaluate", "--runs", runs / "sft", "--modality", "loud"), "invalid choice: 'loud' (choose from")
     fails(script("evaluate", "--runs", runs / "sft", "--candidates", "some"), "--candidates some: must be a number")
     fails(script("evaluate", "--runs", runs / "sft", "--baselines", "bert4rec"), "there are random, popularity, co-occ")
     fails(script("evaluate", "--runs", runs / "sft", "--candidates", "all", "--task", "top3"), "the task is top3")
-    fails(dpo(script, runs, "g", "--task", "yesno", "--fresh-negatives"), "--fresh-negatives: ")
+    fails(dpo(script, runs, "g", "--layers", "all"), "--layers all: ")
+    fails(dpo(script, runs, "g", "--task", "yesno"), "unrecognized arguments: --task yesno")
     fails(script("train_dpo", "--sft", tmp_path, "--output", tmp_path / "e"), "not a run's folder")
     fails(script("evaluate", "--runs", runs / "hanorec", toy_folder), "not a run's folder")
     assert not list(tmp_path.iterdir())  # nothing half-written
@@ -483,7 +477,7 @@ def test_what_a_user_can_mend_is_one_line_and_exit_status_2(script, toy_folder, 
 
 def test_an_adapter_for_another_base_model_is_refused(script, toy_folder, runs, random_backbone):
     """The random backbone has another vocabulary, and the same names of layers."""
-    assert sft(script, toy_folder, runs, "on-tiny", "--lora", "on", "--lora-targets", "all")[0] == 0
+    assert sft(script, toy_folder, runs, "on-tiny", "--lora", "on", "--layers", "all")[0] == 0
     config = runs / "on-tiny" / "config.json"
     larger = families.save(families.llava, runs / "llava")
     config.write_text(config.read_text().replace('"backbone": "tiny"', f'"backbone": "{larger}"'))
@@ -512,7 +506,9 @@ def test_a_checkpoints_own_code_runs_only_if_asked_for(script, toy_folder, runs,
     assert status == 2 and "cannot be loaded" in errors
     status, _, errors = sft(script, toy_folder, runs, "own", "--backbone", place, "--remote-code", "--lora", "on")
     assert status == 0, errors
-    assert dpo(script, runs, "own-hanorec", sft="own")[0] == 0
+    status, _, errors = dpo(script, runs, "own-hanorec", sft="own")
+    assert status == 2 and "cannot be loaded" in errors  # what the SFT run was told is not trusted
+    assert dpo(script, runs, "own-hanorec", "--remote-code", sft="own")[0] == 0
 
 
 def test_an_adapter_of_another_sft_model_is_refused(script, toy_folder, runs):
@@ -568,17 +564,6 @@ def test_the_card_of_an_adapter_on_the_tiny_backbone_loads_it(script, toy_folder
     scope: dict = {}
     exec(code, scope)
     assert scope["model"].active_adapters == ["default"]
-
-
-def test_a_rank_without_a_share_of_the_batch_adds_no_row():
-    from train_dpo import whole_batch
-
-    pairs = PreferencePairs([Prompt([1], [])], [[[4, 5], [6]]], torch.tensor([[-1.0, -2.0]]), torch.tensor([[0.9]]))
-    own_logps = torch.tensor([[-1.5, -2.5]], requires_grad=True)
-    shapes = [tuple(table.shape) for table in whole_batch(own_logps, pairs, [MicroBatch([0], 0.0)])]
-    assert shapes == [(0, 2), (0, 2), (0, 2), (0, 1)]
-    logps, _, tokens, _ = whole_batch(own_logps, pairs, [MicroBatch([0], 1.0)])
-    assert tokens.tolist() == [[2, 1]] and logps.requires_grad
 
 
 @pytest.mark.parametrize("lora", ["off", "on"])

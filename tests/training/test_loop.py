@@ -7,7 +7,6 @@ import math
 import os
 import signal
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,38 +16,39 @@ from hanorec.data.batching import epoch_order
 from hanorec.errors import DataError
 from hanorec.losses import NotFiniteError, RunningResponsiveness
 from hanorec.training import checkpoints
-from hanorec.training.loop import MicroBatch, Run
-from hanorec.training.optimization import adamw, clip_gradients, cosine_learning_rate, total_steps
+from hanorec.training.loop import Run
+from hanorec.training.optimization import adamw, clip_gradients, cosine_learning_rate, set_learning_rate
+from hanorec.training.options import SFTOptions
 from hanorec.training.runs import open_run, read_config
+from hanorec.training.schedule import MicroBatch, Schedule, make_schedule
 
 USERS = [f"user{i}" for i in range(10)]
 LENGTHS = [5, 1, 9, 3, 3, 8, 2, 7, 4, 6]
 
 
 def options(folder, **changes):
-    base = dict(output=str(folder), backbone="tiny", seed=1, batch_size=4, forward_tokens=100, log_every=1, validate_every=3, checkpoint_every=2,
-                max_grad_norm=10.0, resume=False, overwrite=False, epochs=3, max_steps=None, cache=None, start=-100.0)  # fmt: skip
-    return SimpleNamespace(**base | changes)
+    base = dict(output=str(folder), seed=1, batch_size=4, forward_tokens=100, log_every=1, validate_every=3,
+                checkpoint_every=2, epochs=3)  # fmt: skip
+    return SFTOptions(**base | changes)
 
 
-def train(folder, *, stop_at=None, late_at=None, bad_at=None, **changes):
+def train(folder, *, stop_at=None, late_at=None, bad_at=None, start=-100.0, **changes):
     """A run that fits one layer to noise; it can get a signal (`stop_at`: step, signal), or meet a loss that is not
     finite."""
     settings = options(folder, **changes)
-    open_run(settings, "sft", Path(folder).parent)
+    open_run(settings, Path(folder).parent)
     torch.manual_seed(settings.seed)
     model = torch.nn.Linear(3, 1)
-    total = total_steps(len(USERS), settings.batch_size, settings)
+    schedule = make_schedule(USERS, LENGTHS, len(USERS), settings)
     optimizer, scaler = adamw(model, 0.01), torch.amp.GradScaler("cpu", enabled=False)
     running = RunningResponsiveness()
     batches = []
-    with Run(settings, model, optimizer, scaler, total=total, running=running) as run:
+    with Run(settings, model, optimizer, scaler, schedule, running=running) as run:
         if run.step == 0:
-            run.start_from("quality", settings.start)
-        for batch in run.batches(USERS, LENGTHS, settings.batch_size):
+            run.start_from("quality", start)
+        for batch in run.batches():
             batches.append(batch)
-            for group in optimizer.param_groups:
-                group["lr"] = cosine_learning_rate(run.step, total, 0.1, 0.2)
+            set_learning_rate(optimizer, cosine_learning_rate(run.step, schedule.steps, 0.1, 0.2))
             if stop_at and run.step == stop_at[0]:
                 os.kill(os.getpid(), stop_at[1])
             run.seed(batch)
@@ -56,7 +56,7 @@ def train(folder, *, stop_at=None, late_at=None, bad_at=None, **changes):
             loss = (model(x) - 1).square().mean()
             run.require_finite("loss", loss / 0 if run.step == bad_at else loss)
             loss.backward()
-            clip_gradients(model, settings.max_grad_norm)
+            clip_gradients(model, 10.0)
             optimizer.step()
             optimizer.zero_grad()
             if run.step == late_at:
@@ -100,35 +100,50 @@ def test_an_epochs_batches_hold_similar_lengths():
     assert abs(np.corrcoef(means, range(len(means)))[0, 1]) < 0.3  # short ones do not come first
 
 
-def test_a_step_over_the_token_budget_is_split(tmp_path):
-    settings = options(tmp_path / "run", forward_tokens=20)
-    open_run(settings, "sft", tmp_path)
-    model = torch.nn.Linear(3, 1)
-    run = Run(settings, model, adamw(model, 0.01), torch.amp.GradScaler("cpu", enabled=False), total=9)
-    batch = next(run.batches(USERS, [12, 1, 9, 3, 3, 30, 2, 7, 4, 6], 4))
-    run.lengths = [12, 1, 9, 3, 3, 30, 2, 7, 4, 6]
-    micro_batches = run.micro_batches([0, 2, 5, 7])  # of 12, 9, 30 and 7 tokens
-    assert micro_batches == [
-        ([5], 0.25),
-        ([0], 0.25),
-        ([2, 7], 0.25),
-    ]  # 30 alone is over the budget; 2 × 12 would be; 2 × 9 fits
-    for one in [batch, *run.batches(USERS, run.lengths, 4)]:  # the last of an epoch is smaller, and counts as much
-        micro_batches = run.micro_batches(one)
-        assert sorted(sum((micro.indices for micro in micro_batches), [])) == sorted(one)
-        assert sum(micro.weight * len(micro.indices) for micro in micro_batches) == pytest.approx(1)
+def schedule_of(lengths, **changes):
+    settings = dict(size=4, steps=9, seed=1, forward_tokens=100)
+    return Schedule(USERS[: len(lengths)], lengths, **settings | changes)
 
 
-def test_a_rank_with_nothing_to_do_gets_an_example_that_does_not_count(tmp_path, monkeypatch):
-    settings = options(tmp_path / "run")
-    open_run(settings, "sft", tmp_path)
-    model = torch.nn.Linear(3, 1)
-    run = Run(settings, model, adamw(model, 0.01), torch.amp.GradScaler("cpu", enabled=False), total=9)
-    run.lengths = LENGTHS
-    monkeypatch.setattr("hanorec.distributed.rank", lambda: 2)
+def test_a_step_over_the_token_budget_is_split():
+    schedule = schedule_of([12, 1, 9, 3, 3, 30, 2, 7, 4, 6], forward_tokens=20)
+    (own,) = schedule.micro_batches([0, 2, 5, 7])  # of 12, 9, 30 and 7 tokens
+    # 30 alone is over the budget; 2 × 12 would be; 2 × 9 fits
+    assert own == [MicroBatch([5]), MicroBatch([0]), MicroBatch([2, 7])]
+    for batch in schedule.batches():  # the last of an epoch is smaller, and counts as much
+        (own,) = schedule.micro_batches(batch)
+        assert sorted(sum((micro.indices for micro in own), [])) == sorted(batch) and all(m.counts for m in own)
+
+
+def test_a_rank_with_nothing_to_do_gets_a_prompt_that_does_not_count(monkeypatch):
+    schedule = schedule_of(LENGTHS)
     monkeypatch.setattr("hanorec.distributed.world_size", lambda: 3)
-    assert run.micro_batches([4, 5]) == [MicroBatch([4], 0.0)]
-    assert run.micro_batches([4, 5, 6]) == [MicroBatch([6], 1 / 3)]
+    assert schedule.micro_batches([4, 5])[2] == [MicroBatch([4], counts=False)]
+    assert schedule.micro_batches([4, 5, 6])[2] == [MicroBatch([6])]
+    shares = schedule.micro_batches([0, 1, 2, 3, 4])
+    assert [sorted(i for micro in own for i in micro.indices) for own in shares] == [[0, 3], [1, 4], [2]]
+
+
+def test_where_weights_are_sharded_all_ranks_have_equally_many_forwards(monkeypatch):
+    schedule = schedule_of([12, 1, 9, 3, 3, 30, 2, 7, 4, 6], forward_tokens=20)
+    monkeypatch.setattr("hanorec.distributed.world_size", lambda: 2)
+    monkeypatch.setattr("hanorec.distributed.is_sharded", lambda: True)
+    first, second = schedule.micro_batches([5, 1, 0, 3])  # of 30 and 12 tokens, and of 1 and 3
+    assert [micro.counts for micro in first] == [True, True]
+    assert second == [MicroBatch([3, 1]), MicroBatch([5], counts=False)]
+
+
+def test_a_run_that_is_resumed_reads_on_where_it_was():
+    schedule = schedule_of(LENGTHS)
+    whole = list(schedule.batches())
+    assert len(whole) == 9 and list(schedule.batches(5)) == whole[5:]
+
+
+def test_a_nested_prompt_counts_as_all_its_examples(tmp_path):
+    """Ten prompts that ask for 25 examples: a batch of 4 examples has 2 prompts, 5 steps an epoch."""
+    schedule = make_schedule(USERS, LENGTHS, 25, options(tmp_path))
+    assert (schedule.size, schedule.steps) == (2, 15)
+    assert make_schedule(USERS, LENGTHS, 25, options(tmp_path, max_steps=7)).steps == 7
 
 
 def same_outcome(one, other):
@@ -246,41 +261,41 @@ def test_a_folder_with_something_in_it_is_not_overwritten(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("mine")
     with pytest.raises(DataError, match="exists and is not empty"):
-        open_run(options(tmp_path / "run"), "sft", tmp_path)
+        open_run(options(tmp_path / "run"), tmp_path)
     with pytest.raises(DataError, match="is not a run's folder"):
-        open_run(options(tmp_path / "run", overwrite=True), "sft", tmp_path)
+        open_run(options(tmp_path / "run", overwrite=True), tmp_path)
     assert (tmp_path / "run" / "thesis.txt").read_text() == "mine"
 
 
 def test_resume_needs_an_unfinished_run_of_the_same_settings(tmp_path):
     with pytest.raises(DataError, match="nothing to resume"):
-        open_run(options(tmp_path / "none", resume=True), "sft", tmp_path)
-    open_run(options(tmp_path / "run"), "sft", tmp_path)
+        open_run(options(tmp_path / "none", resume=True), tmp_path)
+    open_run(options(tmp_path / "run"), tmp_path)
     with pytest.raises(DataError, match="batch_size: 4 then, 8 now"):
-        open_run(options(tmp_path / "run", resume=True, batch_size=8), "sft", tmp_path)
+        open_run(options(tmp_path / "run", resume=True, batch_size=8), tmp_path)
     train(tmp_path / "done")
     with pytest.raises(DataError, match="is finished"):
-        open_run(options(tmp_path / "done", resume=True), "sft", tmp_path)
+        open_run(options(tmp_path / "done", resume=True), tmp_path)
 
 
 def test_resume_needs_the_rows_and_titles_that_the_run_began_with(tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     (data / "train.tsv").write_text("1\t1 2 3\n")
-    open_run(options(tmp_path / "run"), "sft", data)
-    open_run(options(tmp_path / "run", resume=True), "sft", data)
+    open_run(options(tmp_path / "run"), data)
+    open_run(options(tmp_path / "run", resume=True), data)
     (data / "train.tsv").write_text("1\t1 3 2\n")
     with pytest.raises(DataError, match="started with other settings .rows: "):
-        open_run(options(tmp_path / "run", resume=True), "sft", data)
+        open_run(options(tmp_path / "run", resume=True), data)
     config = tmp_path / "run" / "config.json"
     config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "rows"}))
-    open_run(options(tmp_path / "run", resume=True), "sft", data)  # an older run, which does not say
+    open_run(options(tmp_path / "run", resume=True), data)  # an older run, which does not say
 
 
 def test_a_cache_in_the_runs_folder_is_refused_before_it_is_written(tmp_path):
     for run, cache in (("run", "run"), ("run", "run/cache"), ("cache", None)):  # None: cache/ beside the run
         with pytest.raises(DataError, match="lies in the run's folder"):
-            open_run(options(tmp_path / run, cache=cache and str(tmp_path / cache)), "sft", tmp_path)
+            open_run(options(tmp_path / run, cache=cache and str(tmp_path / cache)), tmp_path)
         assert not (tmp_path / run).exists()
 
 

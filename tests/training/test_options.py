@@ -9,26 +9,14 @@ import re
 import pytest
 
 from hanorec.errors import DataError, exit_on_user_error
-from hanorec.training.options import (
-    STANDARD,
-    DPOOptions,
-    EvaluationOptions,
-    InheritedOptions,
-    SFTOptions,
-    apply_protocol,
-    cache_folder,
-    check_lora_options,
-    example_options,
-    fill_defaults,
-    parse,
-)
+from hanorec.training.command_line import parse
+from hanorec.training.dpo_options import DPOOptions, complete_dpo
+from hanorec.training.evaluation_options import EvaluationOptions
+from hanorec.training.options import SFTOptions, cache_folder, complete_sft, lora_trains
 from tests.conftest import ROOT
 
 KINDS = [SFTOptions, DPOOptions, EvaluationOptions]
-SFT_CONFIG = {
-    "data": "movies", "task": "top3", "protocol": "standard", "history": 3, "candidates": 7, "list_candidates": True, "image_pixels": 1000, "item_view": "both",
-    "image_views": "many", "remote_code": True, "noise": "not an inherited option",
-}  # fmt: skip
+SFT = SFTOptions(data="movies", task="top3", history=3, candidates=7, list_candidates=True)
 
 
 @pytest.fixture
@@ -78,7 +66,6 @@ def test_defaults_of_the_two_stages_and_of_evaluation(call):
     assert (sft.epochs, sft.learning_rate, sft.windows, sft.output) == (1.5, 1e-3, None, "runs/sft")
     assert (dpo.epochs, dpo.learning_rate, dpo.windows, dpo.output) == (1.0, 1e-4, "last", "runs/hanorec")
     assert (sft.task, sft.protocol, sft.candidates, sft.list_candidates) == ("next", "standard", None, None)
-    assert (dpo.task, dpo.protocol, dpo.candidates, dpo.list_candidates) == (None, None, None, None)
     assert (sft.batch_size, sft.lora_rank, sft.lora_alpha, sft.seed) == (16, 8, 32, 2025)
     assert (dpo.beta, dpo.neighbours, dpo.noise, dpo.noise_std, dpo.temperature) == (None, 10, None, 0.1, None)
     assert (evaluation.runs, evaluation.modality, evaluation.candidates) == (
@@ -90,17 +77,17 @@ def test_defaults_of_the_two_stages_and_of_evaluation(call):
 
 def test_options_have_their_types_in_both_spellings(call):
     options = call(
-        SFTOptions, "--learning-rate", "1e-3", "--batch_size", 4, "--merge", "--history=7", "--task", "yesno"
+        SFTOptions, "--learning-rate", "1e-3", "--batch_size", 4, "--remote-code", "--history=7", "--task", "yesno"
     )
     assert (options.learning_rate, options.batch_size, options.history) == (0.001, 4, 7)
-    assert options.merge is True and options.overwrite is False and options.task == "yesno"
+    assert options.remote_code is True and options.overwrite is False and options.task == "yesno"
 
 
 def test_a_switch_takes_a_bare_name_or_true_or_false(call):
     for kind in (SFTOptions, DPOOptions):
-        assert call(kind, "--list-candidates", "--seed", 1).list_candidates is True
-        assert call(kind, "--list-candidates", "true").list_candidates is True
-        assert call(kind, "--list-candidates", "false").list_candidates is False
+        assert call(kind, "--remote-code", "--seed", 1).remote_code is True
+        assert call(kind, "--remote-code", "true").remote_code is True
+        assert call(kind, "--remote-code", "false").remote_code is False
 
 
 @pytest.mark.parametrize(
@@ -114,13 +101,13 @@ def test_a_switch_takes_a_bare_name_or_true_or_false(call):
         (SFTOptions, ["--history", -1], "--history -1: must be a number of at least 1"),
         (DPOOptions, ["--beta", 0], "--beta 0.0: must be a number of at least 1e-09"),
         (DPOOptions, ["--noise-std", "-0.1"], "--noise-std -0.1: must be a number of at least 0"),
-        (DPOOptions, ["--neighbour-threshold", 2], "--neighbour-threshold 2.0: must be a number of at least 0 and at"),
+        (DPOOptions, ["--warmup", 2], "--warmup 2.0: must be a number of at least 0 and at most 1"),
         (EvaluationOptions, ["--users", 0], "--users 0: must be a number of at least 1"),
         (SFTOptions, ["--epochs", "many"], "argument --epochs: invalid float value: 'many'"),
         (SFTOptions, ["--max-steps", "1.5"], "argument --max-steps: invalid int value: '1.5'"),
         (SFTOptions, ["--task", "last"], "argument --task: invalid choice: 'last'"),
-        (DPOOptions, ["--task", "last"], "argument --task: invalid choice: 'last'"),
-        (SFTOptions, ["--merge", "perhaps"], "argument --merge: Truthy value expected"),
+        (DPOOptions, ["--task", "next"], "unrecognized arguments: --task next"),
+        (SFTOptions, ["--resume", "perhaps"], "argument --resume: Truthy value expected"),
         (SFTOptions, ["--epoch-count", 3], "unrecognized arguments: --epoch-count 3"),
         (SFTOptions, ["--epoch", 3], "unrecognized arguments: --epoch 3"),
         (SFTOptions, ["--seed", 3, "settings.yaml"], "unrecognized arguments: settings.yaml"),
@@ -132,8 +119,8 @@ def test_what_is_refused(error, kind, arguments, message):
 
 
 def test_bounds_are_included(call):
-    options = call(DPOOptions, "--batch-size", 1, "--candidates", 2, "--warmup", 1, "--noise-std", 0, "--epochs", 0)
-    assert (options.batch_size, options.candidates, options.warmup) == (1, 2, 1.0)
+    options = call(DPOOptions, "--batch-size", 1, "--rejected", 1, "--warmup", 1, "--noise-std", 0, "--epochs", 0)
+    assert (options.batch_size, options.rejected, options.warmup) == (1, 1, 1.0)
     assert (options.noise_std, options.epochs) == (0.0, 0.0)
 
 
@@ -159,9 +146,9 @@ def test_a_list_of_one_call_does_not_change_the_default_of_the_next(call):
 
 
 def test_options_win_over_the_settings_file_and_both_over_the_defaults(call, settings):
-    file = settings("seed: 4\nbatch_size: 2\nmerge: true\n")
-    options = call(SFTOptions, file, "--seed", 3, "--merge", "false")
-    assert (options.seed, options.batch_size, options.merge) == (3, 2, False)
+    file = settings("seed: 4\nbatch_size: 2\nresume: true\n")
+    options = call(SFTOptions, file, "--seed", 3, "--resume", "false")
+    assert (options.seed, options.batch_size, options.resume) == (3, 2, False)
     assert options == dataclasses.replace(SFTOptions(), seed=3, batch_size=2)
     assert call(SFTOptions, file).seed == 4
 
@@ -171,19 +158,17 @@ def test_an_option_given_with_its_default_wins_over_the_file(call, settings):
 
 
 def test_values_in_yaml_mean_what_they_mean_on_the_command_line(call, settings):
-    text = (
-        "learning_rate: 1e-3\nlora: on\nimage_pixels: 262_144\nmerge: yes\ncheckpoint-every: 5\noutput: '12'\ndata: ~\n"
-    )
+    text = "learning_rate: 1e-3\nlora: on\nimage_pixels: 262_144\nresume: yes\ncheckpoint-every: 5\noutput: '12'\ndata: ~\n"
     options = call(SFTOptions, settings(text + "list_candidates: false\nhistory: null\ncache:\n"))
     assert (options.learning_rate, options.lora, options.image_pixels) == (0.001, "on", 262144)
-    assert options.merge is True and options.list_candidates is False
+    assert options.resume is True and options.list_candidates is False
     assert (options.checkpoint_every, options.output) == (5, "12")
     assert (options.data, options.history, options.cache) == (None, None, None)
 
 
 def test_null_leaves_the_default_and_none_is_a_word(call, settings):
-    options = call(DPOOptions, settings("noise: none\nepochs: null\nlist_candidates: null\n"))
-    assert (options.noise, options.epochs, options.list_candidates) == ("none", 1.0, None)
+    options = call(DPOOptions, settings("noise: none\nepochs: null\nbeta: null\n"))
+    assert (options.noise, options.epochs, options.beta) == ("none", 1.0, None)
 
 
 def test_json_is_read_too(call, settings):
@@ -192,9 +177,9 @@ def test_json_is_read_too(call, settings):
         options = call(EvaluationOptions, settings(json.dumps(values, indent=indent), "settings.json"))
         assert (options.runs, options.candidates, options.users) == (["a", "b"], "50", None)
         assert (options.split, options.modality, options.cache) == ("cold", ["blank"], "é😀")
-    text = '{"merge": true, "resume": false, "learning_rate": 1e-3}'
+    text = '{"overwrite": true, "resume": false, "learning_rate": 1e-3}'
     options = call(SFTOptions, settings(text, "settings.json"))
-    assert (options.merge, options.resume, options.learning_rate) == (True, False, 0.001)
+    assert (options.overwrite, options.resume, options.learning_rate) == (True, False, 0.001)
 
 
 def test_a_list_in_a_file(call, settings):
@@ -215,7 +200,7 @@ def test_an_empty_file_gives_the_defaults(call, settings):
         (SFTOptions, "batch_size: 0", "--batch-size 0: must be a number of at least 1"),
         (SFTOptions, "learning_rate: -1e-3", "--learning-rate -0.001: must be a number of at least 0"),
         (SFTOptions, "task: last", "argument --task: invalid choice: 'last'"),
-        (SFTOptions, "merge: perhaps", "argument --merge: Truthy value expected"),
+        (SFTOptions, "resume: perhaps", "argument --resume: Truthy value expected"),
         (SFTOptions, "max_stepz: 1", "there is no option max_stepz; the closest is max_steps"),
         (SFTOptions, "beta: 0.1", "there is no option beta"),
         (DPOOptions, "backbone: tiny", "there is no option backbone"),
@@ -270,8 +255,8 @@ def test_settings_of_the_paper(call, name, noise_std):
     assert (sft.task, sft.history, sft.list_candidates, sft.image_pixels) == ("next", 5, True, 262_144)
     for options in (sft, dpo):
         assert (options.lora_rank, options.lora_alpha, options.lora_dropout) == (8, 32, 0.05)
-        assert (options.learning_rate, options.weight_decay, options.warmup, options.max_grad_norm) == (1e-4, 0, 0, 1)
-        assert (options.epochs, options.seed, options.windows, options.lora_targets) == (5, 2025, "last", "language")
+        assert (options.learning_rate, options.weight_decay, options.warmup) == (1e-4, 0, 0)
+        assert (options.epochs, options.seed, options.windows, options.layers) == (5, 2025, "last", "language")
     assert (sft.batch_size, dpo.batch_size) == (16, 32)
     assert (dpo.loss, dpo.recipe, dpo.beta, dpo.neighbours) == ("hanorec", "paper", 0.1, 10)
     assert (dpo.noise, dpo.noise_std) == ("logits", noise_std)
@@ -281,32 +266,53 @@ def test_settings_of_the_paper(call, name, noise_std):
 def test_settings_of_the_paper_go_with_the_protocol_of_the_release(call, task, history):
     file = ROOT / "configs" / "paper-movielens-sft.yaml"
     sft = call(SFTOptions, file, "--protocol", "release", "--task", task, "--history", history)
-    apply_protocol(sft, sft.protocol, STANDARD)
+    complete_sft(sft)
     assert (sft.history, sft.list_candidates, sft.windows) == (history, True, "last")
     dpo = call(DPOOptions, ROOT / "configs" / "paper-movielens-dpo.yaml")
-    fill_defaults(dpo, vars(sft))
-    assert (dpo.protocol, dpo.task, dpo.history, dpo.negatives) == ("release", task, history, "random")
+    complete_dpo(dpo, sft)
+    assert (dpo.windows, dpo.negatives, dpo.rejected) == ("last", "random", 1)
 
 
 # Defaults that depend on something else
 
 
-def test_dpo_takes_what_is_not_given_from_the_sft_run(call):
-    options = call(DPOOptions, "--history", 9, "--list-candidates", "false", "--remote-code", "false")
-    fill_defaults(options, SFT_CONFIG)
-    assert (options.data, options.task, options.candidates) == ("movies", "top3", 7)
-    assert (options.image_pixels, options.image_views, options.item_view) == (1000, "many", "both")
-    assert (options.history, options.list_candidates, options.remote_code) == (9, False, False)
+def test_dpo_reads_its_data_where_the_sft_run_did_unless_told_otherwise(call):
+    options = call(DPOOptions)
+    complete_dpo(options, SFT)
+    assert options.data == "movies"
+    options = call(DPOOptions, "--data", "books")
+    complete_dpo(options, SFT)
+    assert options.data == "books"
+
+
+def test_what_the_stages_share_is_an_option_of_the_first_alone(call):
+    first, second = vars(call(SFTOptions)), vars(call(DPOOptions))
+    shared = {
+        "task",
+        "protocol",
+        "history",
+        "candidates",
+        "list_candidates",
+        "item_view",
+        "image_pixels",
+        "image_views",
+    }
+    assert shared <= first.keys() and not shared & second.keys()
+
+
+def test_a_page_of_help_can_be_read(call):
+    """How many options each script has, at most."""
+    assert [len(vars(call(kind))) <= most for kind, most in zip(KINDS, (37, 40, 24))] == [True] * 3
 
 
 @pytest.mark.parametrize("task, history, candidates", [("top3", 3, 7), ("yesno", 5, 20)])
 def test_the_releases_protocol_fixes_what_is_not_given(call, task, history, candidates):
     options = call(SFTOptions, "--protocol", "release", "--task", task)
-    apply_protocol(options, "release", STANDARD)
+    complete_sft(options)
     assert (options.history, options.candidates) == (history, candidates)
     assert (options.list_candidates, options.windows) == (True, "last")
     options = call(SFTOptions)
-    apply_protocol(options, "standard", STANDARD)
+    complete_sft(options)
     assert (options.history, options.candidates) == (None, 20)
     assert (options.list_candidates, options.windows) == (False, "nested")
 
@@ -321,39 +327,26 @@ def test_the_releases_protocol_fixes_what_is_not_given(call, task, history, cand
         (DPOOptions, "--windows every", "last"),
         (DPOOptions, "--negatives popularity", "random"),
         (DPOOptions, "--rejected 3", 1),
-        (DPOOptions, "--fresh-negatives true", "false"),
     ],
 )
 def test_what_contradicts_the_releases_protocol_is_an_error(call, kind, given, fixed):
-    options = call(kind, "--task", "top3", *given.split())
-    with pytest.raises(DataError, match=f"^{given}: --protocol release with task top3 has {fixed}$"):
-        apply_protocol(options, "release", STANDARD)
+    release = ["--protocol", "release", "--task", "top3"]
+    with pytest.raises(DataError, match=f"^{given}: the protocol release has {fixed} for this task$"):
+        if kind is SFTOptions:
+            complete_sft(call(SFTOptions, *release, *given.split()))
+        else:
+            complete_dpo(call(DPOOptions, *given.split()), call(SFTOptions, *release))
 
 
 def test_the_releases_protocol_leaves_alone_what_its_task_has_no_use_for(call):
-    options = call(SFTOptions, "--task", "yesno", "--candidates", 9, "--history", 5)  # yes/no ranks no candidates
-    apply_protocol(options, "release", STANDARD)
+    options = call(SFTOptions, "--protocol", "release", "--task", "yesno", "--candidates", 9, "--history", 5)
+    complete_sft(options)  # yes/no ranks no candidates
     assert (options.candidates, options.history) == (9, 5)
 
 
 def test_the_releases_protocol_has_no_next_item(call):
-    with pytest.raises(DataError, match="^--protocol release: has the tasks top3 and yesno; the task is next$"):
-        apply_protocol(call(SFTOptions, "--protocol", "release"), "release", STANDARD)
-
-
-def test_dpo_takes_the_protocol_of_the_sft_run_or_its_own(call):
-    options = call(DPOOptions)
-    fill_defaults(options, SFT_CONFIG | {"protocol": "release", "task": "yesno", "history": 5})
-    assert (options.protocol, options.task, options.history, options.list_candidates) == ("release", "yesno", 5, True)
-    options = call(DPOOptions, "--protocol", "release", "--task", "yesno")
-    fill_defaults(options, SFT_CONFIG | {"candidates": 20, "list_candidates": False})
-    assert (options.protocol, options.history, options.list_candidates) == ("release", 5, True)
-    with pytest.raises(DataError, match="--protocol release: has the tasks top3 and yesno; the task is next"):
-        fill_defaults(call(DPOOptions, "--task", "next"), SFT_CONFIG | {"protocol": "release"})
-
-
-def test_every_inherited_option_is_one_of_sft(call):
-    assert {field.name for field in dataclasses.fields(InheritedOptions)} <= vars(call(SFTOptions)).keys()
+    with pytest.raises(DataError, match="^the protocol release has the tasks top3 and yesno; the task is next$"):
+        complete_sft(call(SFTOptions, "--protocol", "release"))
 
 
 @pytest.mark.parametrize(
@@ -368,64 +361,55 @@ def test_every_inherited_option_is_one_of_sft(call):
 )
 def test_noise_follows_the_loss_and_temperature_the_recipe(call, arguments, noise, temperature):
     options = call(DPOOptions, *arguments)
-    fill_defaults(options, SFT_CONFIG)
+    complete_dpo(options, SFT)
     assert (options.noise, options.temperature) == (noise, temperature)
 
 
-def test_fresh_negatives_are_refused_for_yesno_whoever_says_yesno(call):
-    fill_defaults(call(DPOOptions, "--fresh-negatives"), SFT_CONFIG)
-    for arguments, task in ([["--task", "yesno"], "next"], [[], "yesno"]):
-        options = call(DPOOptions, "--fresh-negatives", *arguments)
-        with pytest.raises(DataError, match="--fresh-negatives"):
-            fill_defaults(options, SFT_CONFIG | {"task": task})
+@pytest.mark.parametrize("loss, beta", [("hanorec", 0.1), ("dpo", 0.1), ("simpo", 2.0), ("s-dpo", 1.0), ("grpo", 0.04)])
+def test_beta_is_that_of_the_objectives_paper_unless_given(call, loss, beta):
+    options = call(DPOOptions, "--loss", loss)
+    complete_dpo(options, SFT)
+    assert options.beta == beta
+    options = call(DPOOptions, "--loss", loss, "--beta", 3)
+    complete_dpo(options, SFT)
+    assert options.beta == 3
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    "task, arguments, message",
     [
-        (["--task", "yesno", "--rejected", 2], "--rejected 2: a yes/no pair has one rejected response"),
-        (["--loss", "dpo", "--recipe", "calibrated"], "--recipe calibrated: the loss dpo has none"),
-        (["--loss", "simpo", "--temperature", 1], "--temperature 1.0: the loss simpo has none"),
-        (["--task", "next", "--rejected", 7], "--candidates 7: the rejected and the chosen titles are 8"),
-        (["--task", "next", "--rejected", 3, "--fresh-negatives", "--epochs", 3], "the chosen titles are 10"),
-        (["--task", "top3", "--rejected", 2], "--candidates 7: the rejected and the chosen titles are 9"),
-        (["--gamma", 2], "--gamma 2.0: the loss hanorec has none"),
-        (["--loss", "dpo", "--label-smoothing", 0.2], "--label-smoothing 0.2: the loss dpo has none"),
-        (["--loss", "dpo", "--noise-std", 0.05], "--noise-std 0.05: no noise is added"),
-        (["--negative-pool", 20], "--negative-pool 20: belongs to --negatives policy"),
-        (
-            ["--task", "next", "--negatives", "policy", "--negative-modality-weight", 2],
-            "belongs to --negatives policy-modality",
-        ),
+        ("yesno", ["--rejected", 2], "--rejected 2: a yes/no pair has one rejected response"),
+        ("top3", ["--loss", "dpo", "--recipe", "calibrated"], "--recipe calibrated: the loss dpo has none"),
+        ("top3", ["--loss", "simpo", "--temperature", 1], "--temperature 1.0: the loss simpo has none"),
+        ("next", ["--rejected", 7], "--rejected 7: the rejected and the chosen titles are 8, and prompts of runs/sft"),
+        ("top3", ["--rejected", 2], "--rejected 2: the rejected and the chosen titles are 9"),
+        ("top3", ["--loss", "dpo", "--noise-std", 0.05], "--noise-std 0.05: no noise is added"),
+        ("top3", ["--loss", "dpo", "--hardness", "off"], "--hardness off: the loss dpo has none"),
+        ("top3", ["--negatives", "policy"], "--negatives policy: draws titles of the task next; the task is top3"),
+        ("next", ["--layers", "all"], "--layers all: preference optimization keeps the vision tower as it is"),
     ],
 )
-def test_what_would_be_without_effect_or_not_fit_is_refused(call, arguments, message):
+def test_what_would_be_without_effect_or_not_fit_is_refused(call, task, arguments, message):
     with pytest.raises(DataError, match=message):
-        fill_defaults(call(DPOOptions, *arguments), SFT_CONFIG)
+        complete_dpo(call(DPOOptions, *arguments), dataclasses.replace(SFT, task=task))
 
 
-@pytest.mark.parametrize("arguments", [["--merge"], ["--lora-rank", 32], ["--lora-targets", "all"]])
-def test_a_model_that_trains_without_lora_has_no_options_of_an_adapter(call, arguments):
-    check_lora_options(call(SFTOptions, "--train-vision"), lora=False)
-    check_lora_options(call(SFTOptions, *arguments), lora=True)
-    with pytest.raises(DataError, match=f"{arguments[0]}: is of an adapter"):
-        check_lora_options(call(SFTOptions, *arguments), lora=False)
-    with pytest.raises(DataError, match="--train-vision: is of a model that trains without LoRA"):
-        check_lora_options(call(SFTOptions, "--train-vision"), lora=True)
+def test_a_model_trains_whole_or_by_an_adapter(call):
+    assert not lora_trains(call(SFTOptions), 3_000_000) and lora_trains(call(SFTOptions), 300_000_000)
+    assert lora_trains(call(SFTOptions, "--lora", "on"), 1) and not lora_trains(
+        call(SFTOptions, "--lora", "off"), 10**9
+    )
+    assert not lora_trains(call(SFTOptions, "--layers", "all"), 1)
+    assert lora_trains(call(SFTOptions, "--lora", "on", "--layers", "q_proj", "--lora-rank", 4), 1)
+    with pytest.raises(DataError, match="--lora-rank: is of an adapter"):
+        lora_trains(call(SFTOptions, "--lora-rank", 32), 1)
+    with pytest.raises(DataError, match="--layers q_proj: a model that trains without LoRA takes language or all"):
+        lora_trains(call(SFTOptions, "--layers", "q_proj"), 1)
 
 
-def test_cache_folder_is_beside_the_run_unless_given(call):
-    assert str(cache_folder(call(SFTOptions, "--output", "there/run"))) == "there/cache"
-    assert str(cache_folder(call(EvaluationOptions, "--runs", "here/a", "there/b"))) == "here/cache"
-    assert str(cache_folder(call(DPOOptions, "--cache", "elsewhere"))) == "elsewhere"
-
-
-def test_example_options_are_those_that_choose_examples(call):
-    options = call(SFTOptions, "--task", "top3", "--history", 4, "--candidates", 9, "--seed", 1)
-    which = {"task": "top3", "history": 4, "candidates": 9, "seed": 1}
-    assert example_options(options) == which | {"protocol": "standard"}
-    arguments = ("--task", "top3", "--history", 4, "--candidates", 9, "--seed", 1)
-    assert example_options(call(EvaluationOptions, *arguments)) == which | {"candidates": "9"}
+def test_cache_folder_is_beside_the_run_unless_given():
+    assert str(cache_folder(None, "there/run")) == "there/cache"
+    assert str(cache_folder("elsewhere", "there/run")) == "elsewhere"
 
 
 # --help
@@ -460,8 +444,14 @@ def test_help_fits_100_columns_and_tells_every_option_with_its_default(help_of, 
 @pytest.mark.parametrize(
     "kind, groups",
     [
-        (SFTOptions, ["data", "model", "LoRA", "precision and memory", "optimization", "checkpoints and logging"]),
-        (DPOOptions, ["preference optimization", "LoRA", "optimization", "checkpoints and logging"]),
+        (
+            SFTOptions,
+            ["data", "model", "what trains", "precision and memory", "optimization", "run, checkpoints and log"],
+        ),
+        (
+            DPOOptions,
+            ["HaNoRec (arXiv 2511.18740)", "what trains", "optimization", "related work (docs/objectives.md)"],
+        ),
         (EvaluationOptions, ["what is evaluated", "data and candidates", "memory and cache"]),
     ],
 )
@@ -474,4 +464,4 @@ def test_help_says_defaults_as_they_are_typed(help_of):
     text = " ".join(help_of(EvaluationOptions).split())
     assert "(default: runs/sft runs/hanorec)" in text and "(default: full)" in text
     text = " ".join(help_of(SFTOptions).split())
-    assert "--merge [true|false]" in text and "(default: false)" in text and "(default: 0.001)" in text
+    assert "--resume [true|false]" in text and "(default: false)" in text and "(default: 0.001)" in text
