@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Stage 2: HaNoRec, preference optimization with hardness-aware reweighting and noise (arXiv 2511.18740).
 
-λ of every pair from its items' neighbourhoods                                     Eqs. 5, 6
-log π_ref of every response, once, by the SFT model
+λ of every pair from its items' neighbourhoods             Eqs. 5, 6     hardness.pair_hardness
+log π_ref of every response, once, by the SFT model                      models.scoring.score_all
 for each batch of (prompt x, chosen y_w, rejected y_l):
-    log π_θ(y_w | x), log π_θ(y_l | x) under noise                                  NoDO
-    Δ = difference of the log-ratios,  R = β₀ Δ                                     Eq. 7
-    η from the batch's R,  β = β₀ · η · λ                                           Eqs. 8, 11
-    minimise  −log σ(β Δ)                                                           Eq. 12
+    log π_θ(y_w | x), log π_θ(y_l | x) under noise         NoDO          policy_logps, losses.perturbed_lora
+    Δ = difference of the log-ratios,  R = β₀ Δ            Eq. 7         losses.log_ratio_margin
+    η from the batch's R                                   Eq. 8         losses.policy_responsiveness
+    β = β₀ · η · λ,  minimise  −log σ(β Δ)                 Eqs. 11, 12   losses.hanorec_loss
 
 python train_dpo.py                                    HaNoRec on top of runs/sft
 python train_dpo.py --loss dpo --output runs/dpo       plain DPO

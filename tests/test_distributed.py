@@ -21,14 +21,15 @@ from hanorec.cache import cached
 from hanorec.data.toy import World, make_toy
 from hanorec.errors import DataError
 
-SHORT = ["--max-steps", 4, "--validate-every", 2, "--validate-users", 7, "--batch-size", 5, "--candidates", 6]
+SHORT = ["--max-steps", 4, "--validate-every", 2, "--validate-users", 7, "--batch-size", 5]
+SFT = [*SHORT, "--candidates", 6]
 LOG = ["--log-every", 1]
 ADAPTER = [*LOG, "--lora-dropout", 0]
 SPLIT = ["--forward-tokens", 150]
 STAGES = {  # batches of 5 over 2 processes: shares of 3 and 2 (or rows of several), unequally many forwards where split
-    "sft": ("train_sft", "--output", "HERE/sft", "--data", "DATA", *SHORT, *LOG, "--train-users", 13,
-            "--windows", "nested", "--train-vision"),
-    "lora": ("train_sft", "--output", "HERE/lora", "--data", "DATA", *SHORT, *ADAPTER, *SPLIT, "--lora", "on",
+    "sft": ("train_sft", "--output", "HERE/sft", "--data", "DATA", *SFT, *LOG, "--train-users", 13,
+            "--windows", "nested", "--layers", "all"),
+    "lora": ("train_sft", "--output", "HERE/lora", "--data", "DATA", *SFT, *ADAPTER, *SPLIT, "--lora", "on",
              "--learning-rate", 1e-4),
     "hanorec": ("train_dpo", "--sft", "ONE/sft", "--output", "HERE/hanorec", *SHORT, *ADAPTER),
     "split": ("train_dpo", "--sft", "ONE/sft", "--output", "HERE/split", *SHORT, *ADAPTER, *SPLIT, "--recipe", "calibrated",

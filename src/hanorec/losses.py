@@ -69,13 +69,28 @@ def response_logps(
     # Response positions first: a prompt's logits are then neither copied to float32 nor given noise, and whatever
     # stands there (even nan) reaches neither the value nor the gradient.
     z = logits.flatten(0, 1) if keep.all() else logits[keep]  # [N, V]
-    logps = token_logps(perturbed_logits(z, noise_std, generator), targets)
+    response = keep.nonzero()[:, 0]  # [N] whose each position is
+    logps = packed_response_logps(perturbed_logits(z, noise_std, generator), targets, response, len(labels))
     require_finite(logps, "logits", "give a log-probability that is not finite")
-    return logps.new_zeros(labels.shape).masked_scatter(keep, logps).sum(-1)
+    return logps
+
+
+def packed_response_logps(logits: Tensor, labels: Tensor, response: Tensor, responses: int) -> Tensor:
+    """log π(y|x) of responses whose tokens stand one after the other, however they were read: what training computes.
+
+    Args:
+        logits: [N, V] at the positions that predict a token of a response.
+        labels: [N] these tokens.
+        response: [N] the number of the response that each belongs to.
+        responses: how many there are, B. One without a token has 0.
+    Returns: [B] in nats, float32 or float64. Looks at shapes alone, as `token_logps`.
+    """
+    logps = token_logps(logits, labels)
+    return logps.new_zeros(responses).index_add(0, response, logps)
 
 
 def token_logps(logits: Tensor, labels: Tensor) -> Tensor:
-    """log softmax(z) at one label a row, as `response_logps` sums it.
+    """log softmax(z) at one label a row, as `packed_response_logps` sums it.
 
     Looks at shapes alone, never at values, which would make the CPU wait for the device: that labels are in [0, V),
     and that what comes out is finite, is for the caller to check.

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from hanorec import distributed
 from hanorec.cache import cached, content_fingerprint
 from hanorec.data.batching import batches
-from hanorec.losses import perturbed_logits, token_logps
+from hanorec.losses import packed_response_logps, perturbed_logits
 from hanorec.models.backbone import Backbone, last_mlp
 from hanorec.models.images import CatalogImages
 from hanorec.models.inputs import packed_inputs, unpacked, unpacked_inputs
@@ -67,8 +67,8 @@ def score(
         sources = generators if generators is not None else [None] * len(sizes)
         rows = zip(logits.split(sizes), sources, strict=True)
         logits = torch.cat([perturbed_logits(own, noise_std, generator) for own, generator in rows])  # NoDO
-    logps = token_logps(logits, packed.labels.to(device))  # [M]
-    return logps.new_zeros(sum(map(len, responses))).index_add(0, packed.response.to(device), logps)
+    count = sum(map(len, responses))
+    return packed_response_logps(logits, packed.labels.to(device), packed.response.to(device), count)
 
 
 @torch.no_grad()

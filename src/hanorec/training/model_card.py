@@ -52,7 +52,8 @@ HaNoRec (arXiv 2511.18740), stage {"1" if kind == "sft" else "2"} of 2.
 {_how_to_load(folder, base, adapter, on_run="reference" in config)}
 ```
 
-or, as this project's scripts do: `backbone, config = hanorec.training.runs.load_run("{folder}")`.
+or, as this project's scripts do: `backbone, sft = hanorec.training.runs.load_run("{folder}")`, where `sft` says how it
+reads prompts. An adapter is merged by `backbone.model.merge_and_unload().save_pretrained(DIR)`.
 
 ## Options
 
