@@ -246,12 +246,11 @@ def test_a_file_that_cannot_be_read(error, tmp_path):
 # Settings of the paper
 
 
-@pytest.mark.parametrize("name, noise_std", [("movielens", 0.1), ("netflix", 0.1), ("microlens", 0.05)])
+@pytest.mark.parametrize("name, noise_std", [("paper-dpo", 0.1), ("paper-dpo-microlens", 0.05)])
 def test_settings_of_the_paper(call, name, noise_std):
-    sft = call(SFTOptions, ROOT / "configs" / f"paper-{name}-sft.yaml")
-    dpo = call(DPOOptions, ROOT / "configs" / f"paper-{name}-dpo.yaml")
-    assert (sft.data, sft.output, dpo.output) == (f"data/{name}", f"runs/paper-{name}-sft", f"runs/paper-{name}-dpo")
-    assert dpo.sft == sft.output and sft.backbone == "Qwen/Qwen2.5-VL-3B-Instruct" and sft.lora == "on"
+    sft = call(SFTOptions, ROOT / "configs" / "paper-sft.yaml")
+    dpo = call(DPOOptions, ROOT / "configs" / f"{name}.yaml")
+    assert (sft.backbone, sft.lora) == ("Qwen/Qwen2.5-VL-3B-Instruct", "on")
     assert (sft.task, sft.history, sft.list_candidates, sft.image_pixels) == ("next", 5, True, 262_144)
     for options in (sft, dpo):
         assert (options.lora_rank, options.lora_alpha, options.lora_dropout) == (8, 32, 0.05)
@@ -264,11 +263,11 @@ def test_settings_of_the_paper(call, name, noise_std):
 
 @pytest.mark.parametrize("task, history", [("top3", 3), ("yesno", 5)])
 def test_settings_of_the_paper_go_with_the_protocol_of_the_release(call, task, history):
-    file = ROOT / "configs" / "paper-movielens-sft.yaml"
+    file = ROOT / "configs" / "paper-sft.yaml"
     sft = call(SFTOptions, file, "--protocol", "release", "--task", task, "--history", history)
     complete_sft(sft)
     assert (sft.history, sft.list_candidates, sft.windows) == (history, True, "last")
-    dpo = call(DPOOptions, ROOT / "configs" / "paper-movielens-dpo.yaml")
+    dpo = call(DPOOptions, ROOT / "configs" / "paper-dpo.yaml")
     complete_dpo(dpo, sft)
     assert (dpo.windows, dpo.negatives, dpo.rejected) == ("last", "random", 1)
 
