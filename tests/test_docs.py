@@ -26,6 +26,7 @@ HELP_OF_SCRIPTS = {"help"}
 CODE = ("", "src/hanorec", "tests", "experiments", "data", "tools")  # where a file that a page names may be
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+LINKING = [*PAGES, ROOT / "CHANGELOG.md", *sorted((ROOT / "experiments").rglob("README.md"))]
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -39,8 +40,10 @@ def quoted(text: str) -> list[str]:
 
 
 def commands(text: str) -> list[list[str]]:
-    """The words of every shell command in fenced blocks and in backticks."""
-    shell = "\n".join([*blocks(text, "bash"), *(code for code in quoted(text) if ".py" in code)]).replace("\\\n", " ")
+    """The words of every shell command in fenced blocks and in backticks; of `python -m a.b`, the file a/b.py."""
+    code = [code for code in quoted(text) if ".py" in code or "python -m" in code]
+    shell = "\n".join([*blocks(text, "bash"), *code]).replace("\\\n", " ")
+    shell = re.sub(r"python -m (experiments\.[\w.]+)", lambda found: f"python {found[1].replace('.', '/')}.py", shell)
     parts = [part for line in shell.splitlines() for part in re.split(r"&&|;", line)]
     return [shlex.split(part, comments=True) for part in parts]
 
@@ -87,7 +90,7 @@ def test_pages_that_are_read_from_top_to_bottom_are_short(page, words):
     assert len((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8").split()) <= words
 
 
-@each_page
+@pytest.mark.parametrize("page", LINKING, ids=[str(page.relative_to(ROOT)) for page in LINKING])
 def test_links_lead_to_files_and_headings(page):
     text = page.read_text(encoding="utf-8")
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
