@@ -13,7 +13,9 @@ import yaml
 
 from experiments import check_results
 from hanorec.data.toy import World
-from hanorec.training.options import DPOOptions, EvaluationOptions, SFTOptions
+from hanorec.training.dpo_options import DPOOptions
+from hanorec.training.evaluation_options import EvaluationOptions
+from hanorec.training.options import SFTOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "data/README.md")]
