@@ -57,12 +57,17 @@ def anchors(page: Path) -> set[str]:
 
 
 def declared_options(path: Path) -> set[str]:
-    """The options of one of the three scripts, or of another one as its source declares them."""
+    """The options of one of the three scripts, or of another one as its source, and what it shares, declares them."""
     if path.name in SCRIPTS and path.parent == ROOT:
         return SCRIPTS[path.name] | HELP_OF_SCRIPTS
     if path.name == "make_toy.py":
         return {field.name.replace("_", "-") for field in fields(World)} | {"overwrite"}
-    return set(re.findall(r'"--([a-z-]+)"', path.read_text(encoding="utf-8")))
+    source = path.read_text(encoding="utf-8")
+    shared = {
+        ROOT / f"{name.replace('.', '/')}.py"
+        for name in re.findall(r"^from (experiments\.[\w.]+) import", source, re.M)
+    }
+    return set(re.findall(r'"--([a-z-]+)"', source)).union(*map(declared_options, shared))
 
 
 def readme_table() -> list[list[str]]:
