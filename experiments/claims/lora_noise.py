@@ -1,15 +1,14 @@
-#!/usr/bin/env python3
 """NoDO's noise, measured: what does it leave of a model's scores, and does it survive gradient checkpointing?
 
-    python experiments/lora_noise.py --backbone DIR --data DIR
-    python experiments/lora_noise.py --prompts 2 --draws 1 --steps 0      a quick look, on the tiny backbone
+    python -m experiments.claims.lora_noise --backbone DIR --data DIR
+    python -m experiments.claims.lora_noise --prompts 2 --draws 1 --study try     a quick look, on the tiny backbone
+    python -m experiments.claims.lora_noise --table
 
-First, how the log-probabilities of candidate titles under noise on LoRA weights (rank 8, alpha 32, the language model's
-linear layers) and under noise on logits go with the clean ones; the adapter is fresh (A random, B zero) or trained for
-a few steps. Second, how far the gradients of LoRA weights are from those at the noisy weights where the noise is on
-around the forward alone, as in the authors' release, and the layers are computed again in the backward (reentrant
-gradient checkpointing); and where `perturbed_lora` is open around forward and backward.
-Writes experiments/results/lora_noise.json and .md.
+First, how the log-probabilities of candidate titles under noise on the weights of a fresh LoRA adapter (rank 8, alpha
+32, the language model's linear layers), and under noise on logits, go with the clean ones. Second, how far the
+gradients of LoRA weights are from those at the noisy weights where the noise is on around the forward alone, as in the
+authors' release, and gradient checkpointing computes the layers again in the backward; and where `perturbed_lora` is
+open around forward and backward. Appends a row to experiments/claims/results.jsonl, and writes lora_noise.md.
 """
 
 from __future__ import annotations
@@ -24,8 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from experiments.claims.table import RESULTS
+from experiments.common import append_row, read_rows, version
 from hanorec.data.dataset import open_dataset, split_examples
 from hanorec.data.examples import Example
+from hanorec.errors import DataError, exit_on_user_error
 from hanorec.evaluation.report import markdown
 from hanorec.losses import perturbed_lora
 from hanorec.models.backbone import Backbone, load_backbone
@@ -33,11 +35,8 @@ from hanorec.models.images import CatalogImages
 from hanorec.models.lora import add_lora
 from hanorec.models.prompts import Prompts
 from hanorec.models.scoring import score
-from hanorec.training.optimization import adamw
 
-HERE = Path(__file__).resolve().parent
-LORA_NOISE = (0.01, 0.02, 0.05, 0.1)
-LOGIT_NOISE = (0.05, 0.1)
+NOISES = [*(("LoRA weights", std) for std in (0.01, 0.02, 0.05, 0.1)), ("logits", 0.05), ("logits", 0.1)]
 
 
 def main() -> None:
@@ -46,49 +45,50 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="dataset folder (default: the toy catalogue)")
     parser.add_argument("--prompts", type=int, default=20, help="users whose 20 candidates are scored (default 20)")
     parser.add_argument("--draws", type=int, default=3, help="draws of each noise (default 3)")
-    parser.add_argument("--steps", type=int, default=10, help="SFT steps of the trained adapter; 0: leave it out")
-    parser.add_argument("--name", default="lora_noise", help="of the result files (default lora_noise)")
+    parser.add_argument("--table", action="store_true", help="write the table of the last row, and measure nothing")
+    parser.add_argument("--study", default="lora_noise", help="of the row and its table (default lora_noise)")
     args = parser.parse_args()
-    torch.manual_seed(0)
-    data = open_dataset(args.data)
-    test = split_examples(data, "test", "next", users=args.prompts)
-    train = split_examples(data, "train", "next", users=max(1, 4 * args.steps))
-    shown = {item for example in test + train for item in example.history}
-    files = [path if item in shown else None for item, path in enumerate(data.catalog.images)]
-    base = load_backbone(args.backbone, dtype="float32")
-    images = CatalogImages(base, files, frozen=True, progress=False)
-    prompts = Prompts(base, images, data.catalog.titles, "next")
+    if not args.table:
+        measured = measure(args.backbone, args.data, args.prompts, args.draws)
+        append_row(RESULTS, {"study": args.study, "version": version(), **measured})
+    rows = [row for row in read_rows(RESULTS) if row.get("study") == args.study]
+    if not rows:
+        raise DataError(f"{RESULTS}: holds no row of the study {args.study}")
+    RESULTS.with_name(f"{args.study}.md").write_text(page(rows[-1]), encoding="utf-8")
+    print(page(rows[-1]))
 
-    policy = add_lora(base, dropout=0.0)
-    rows = score_changes(policy, "fresh", prompts, test, args.draws)
-    if args.steps:
-        train_steps(policy, prompts, train, args.steps)
-        rows += score_changes(policy, f"{args.steps} steps", prompts, test, args.draws)
-    gradients = gradient_differences()
-    result = {
-        "backbone": Path(args.backbone).name,
+
+def measure(backbone: str, folder: Path | None, users: int, draws: int) -> dict:
+    """The content of a row."""
+    torch.manual_seed(0)
+    data = open_dataset(folder)
+    examples = split_examples(data, "test", "next", users=users)
+    shown = {item for example in examples for item in example.history}
+    base = load_backbone(backbone, dtype="float32")
+    files = [path if item in shown else None for item, path in enumerate(data.catalog.images)]
+    prompts = Prompts(base, CatalogImages(base, files, frozen=True, progress=False), data.catalog.titles, "next")
+    return {
+        "backbone": Path(backbone).name,
         "parameters": base.num_parameters,
-        "prompts": args.prompts,
+        "prompts": users,
         "candidates": 20,
-        "draws": args.draws,
-        "scores": rows,
-        "gradients": gradients,
+        "draws": draws,
+        "scores": score_changes(add_lora(base, dropout=0.0), prompts, examples, draws),
+        "gradients": gradient_differences(),
     }
-    write(result, args.name)
 
 
 # what noise leaves of the scores
 
 
-def score_changes(policy: Backbone, adapter: str, prompts: Prompts, examples: list[Example], draws: int) -> list[dict]:
+def score_changes(policy: Backbone, prompts: Prompts, examples: list[Example], draws: int) -> list[dict]:
     """Under each noise: how the candidates' log-probabilities go with the clean ones, a value a draw."""
-    clean = candidate_logps(policy, prompts, examples)
-    print(f"{adapter} adapter, no noise: mean log-probability {clean.mean():.2f}", flush=True)
+    clean = candidate_logps(policy, prompts, examples, "", 0.0, 0)
     rows = []
-    for where, noise_std in [*(("LoRA weights", s) for s in LORA_NOISE), *(("logits", s) for s in LOGIT_NOISE)]:
+    for where, noise_std in NOISES:
         noisy = [candidate_logps(policy, prompts, examples, where, noise_std, seed) for seed in range(draws)]
         rows.append({
-            "adapter": adapter,
+            "adapter": "fresh",
             "noise_on": where,
             "noise_std": noise_std,
             "correlation": [float(np.corrcoef(clean.ravel(), logps.ravel())[0, 1]) for logps in noisy],
@@ -102,7 +102,7 @@ def score_changes(policy: Backbone, adapter: str, prompts: Prompts, examples: li
 
 @torch.no_grad()
 def candidate_logps(
-    policy: Backbone, prompts: Prompts, examples: list[Example], where: str = "", noise_std: float = 0.0, seed: int = 0
+    policy: Backbone, prompts: Prompts, examples: list[Example], where: str, noise_std: float, seed: int
 ) -> np.ndarray:
     """log π of every candidate's title, [prompts, candidates]; noise on the weights is one draw for all of them."""
     policy.model.eval()
@@ -111,29 +111,15 @@ def candidate_logps(
     with perturbed_lora(policy.model, noise_std if where == "LoRA weights" else 0.0, generator=generator):
         for example in examples:
             titles = [prompts.name([item]) for item in example.candidates]
-            noise = {"noise_std": noise_std if where == "logits" else 0.0, "generators": [generator]}
-            logps.append(score(policy, prompts.images, [prompts.prompt(example)], [titles], **noise))
+            std = noise_std if where == "logits" else 0.0
+            x = [prompts.prompt(example)]
+            logps.append(score(policy, prompts.images, x, [titles], noise_std=std, generators=[generator]))
     return torch.stack(logps).cpu().numpy()
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
     """Spearman's ρ, without ties."""
     return float(np.corrcoef(x.argsort().argsort(), y.argsort().argsort())[0, 1])
-
-
-def train_steps(policy: Backbone, prompts: Prompts, examples: list[Example], steps: int) -> None:
-    """SFT on four examples a step."""
-    policy.model.train()
-    optimizer = adamw(policy.model, weight_decay=0.0)
-    for group in optimizer.param_groups:
-        group["lr"] = 1e-4
-    for step in range(steps):
-        batch = examples[4 * step : 4 * step + 4]
-        chosen = [[prompts.chosen(example)] for example in batch]
-        logps = score(policy, prompts.images, [prompts.prompt(example) for example in batch], chosen)
-        (-logps.sum() / sum(len(answer) for (answer,) in chosen)).backward()
-        optimizer.step()
-        optimizer.zero_grad()
 
 
 # whether noise survives gradient checkpointing
@@ -154,27 +140,20 @@ def gradient_differences(noise_std: float = 0.05) -> list[dict]:
     def loss() -> Tensor:
         return model(input_ids=ids, labels=ids, use_cache=False).loss
 
-    def add_noise() -> None:
-        for weight, epsilon in zip(weights, noise):
-            weight.data.add_(epsilon)
+    def set_noise(on: bool) -> None:
+        for weight, before, epsilon in zip(weights, clean, noise):
+            weight.data.copy_(before + epsilon if on else before)
 
-    def take_noise_away() -> None:
-        for weight, before in zip(weights, clean):
-            weight.data.copy_(before)
-
-    def at_clean_weights() -> None:
-        loss().backward()
-
-    def in_place_around_both() -> None:
-        add_noise()
-        loss().backward()
-        take_noise_away()
-
-    def in_place_around_forward() -> None:
-        add_noise()
+    def around_forward_alone() -> None:
+        set_noise(True)
         value = loss()
-        take_noise_away()
+        set_noise(False)
         value.backward()
+
+    def around_both() -> None:
+        set_noise(True)
+        loss().backward()
+        set_noise(False)
 
     def in_context() -> None:
         with perturbed_lora(model, noise_std, generator=torch.Generator().manual_seed(0)):
@@ -193,9 +172,9 @@ def gradient_differences(noise_std: float = 0.05) -> list[dict]:
     def distance(one: Tensor, other: Tensor) -> float:
         return float((one - other).norm() / other.norm())
 
-    at_clean, rows = gradient(at_clean_weights), []
+    at_clean, rows = gradient(lambda: loss().backward()), []
     for way, work, exact in (
-        ("around the forward alone", in_place_around_forward, in_place_around_both),
+        ("around the forward alone", around_forward_alone, around_both),
         ("`perturbed_lora`, around forward and backward", in_context, in_context),
     ):
         at_noisy = gradient(exact)
@@ -206,35 +185,34 @@ def gradient_differences(noise_std: float = 0.05) -> list[dict]:
     return rows
 
 
-def write(result: dict, name: str) -> None:
+def page(row: dict) -> str:
+    """Both tables in Markdown."""
+
     def of(values: list[float]) -> str:
         return f"{mean(values):.3f} [{min(values):.3f}, {max(values):.3f}]"
 
-    rows = [
+    scores = [
         [r["noise_on"], r["adapter"], str(r["noise_std"]), of(r["correlation"]), of(r["rank_correlation"]),
          f"{r['clean_logp']:.1f}", f"{mean(r['mean_logp']):.1f}"]
-        for r in result["scores"]
+        for r in row["scores"]
     ]  # fmt: skip
-    header = ["noise on", "adapter", "σ", "correlation", "rank correlation in a prompt", "mean log π, clean", "noisy"]
-    title = (
-        f"Log-probabilities of {result['prompts']} × {result['candidates']} candidate titles under noise against the "
-        f"clean ones: LoRA rank 8, alpha 32 on a backbone of {result['parameters'] / 1e6:.0f} M parameters; "
-        f"mean [least, most] over {result['draws']} draws"
-    )
-    text = f"{title}\n\n{markdown(header, rows)}\n\n"
-    text += "LoRA gradients under gradient checkpointing, tiny backbone, σ 0.05: relative distance from\n\n"
-    rows = [
-        [g["noise"], g["checkpointing"], f"{g['from_noisy']:.1e}", f"{g['from_clean']:.1e}"]
-        for g in result["gradients"]
+    gradients = [
+        [g["noise"], g["checkpointing"], f"{g['from_noisy']:.1e}", f"{g['from_clean']:.1e}"] for g in row["gradients"]
     ]
-    header = ["noise", "checkpointing", "those at the noisy weights", "those at the clean weights"]
-    text += markdown(header, rows) + "\n"
-    folder = HERE / "results"
-    folder.mkdir(exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    (folder / f"{name}.md").write_text(text, encoding="utf-8")
-    print(text)
+    title = (
+        f"Log-probabilities of {row['prompts']} × {row['candidates']} candidate titles under noise against the clean "
+        f"ones: LoRA rank 8, alpha 32 on a backbone of {row['parameters'] / 1e6:.0f} M parameters; mean [least, most] "
+        f"over {row['draws']} draws"
+    )
+    header = ["noise on", "adapter", "σ", "correlation", "rank correlation in a prompt", "mean log π, clean", "noisy"]
+    second = ["noise", "checkpointing", "those at the noisy weights", "those at the clean weights"]
+    return (
+        f"{title}\n\n{markdown(header, scores)}\n\n"
+        "LoRA gradients under gradient checkpointing, tiny backbone, σ 0.05: relative distance from\n\n"
+        f"{markdown(second, gradients)}\n"
+    )
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_user_error():
+        main()

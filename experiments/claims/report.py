@@ -65,7 +65,7 @@ def about_rows(done: Contents, failed: int, trials: int) -> str:
     parts = [f"{len(done)} cells of seeds {', '.join(map(str, seeds)) or '–'}"]
     versions = len({content["version"] for content in done.values()})
     parts.append(f"made by {versions} version{'s' * (versions != 1)} of the code")
-    parts += [f"{failed} failed"] * bool(failed) + [f"{trials} trials left out"] * bool(trials)
+    parts += [f"{failed} failed"] * bool(failed) + [f"trials left out: {trials}"] * bool(trials)
     return "; ".join(parts) + "."
 
 
