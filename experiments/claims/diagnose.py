@@ -1,188 +1,253 @@
-#!/usr/bin/env python3
-"""Why does a run rank as it does? Diagnostics of finished run folders, without training.
+"""What a finished run of `train_dpo.py` did to its training pairs, told without training.
 
-    python experiments/diagnose.py                                        runs/sft and runs/hanorec
-    python experiments/diagnose.py --runs runs/dpo runs/hanorec --name diagnose-dpo
+    python -m experiments.claims.diagnose                                  runs/hanorec
+    python -m experiments.claims.diagnose --runs runs/dpo runs/hanorec     one after the other
 
-The runs are those of `train_dpo.py` after one run of `train_sft.py`, of the task next. Six questions: what came of λ, η
-and β; how much do hard pairs count, and are they learned; where do the log-probabilities of chosen and rejected
-responses go; is an image near its title in the model's own space; what is lost without the images; which items
-moved. Writes experiments/results/<name>.json and .md.
+Three questions: what came of λ, η and β over training; how much do hard pairs count, and are they learned; where do the
+log-probabilities of chosen and rejected responses go? Prints a page in Markdown, and writes it to --output, if given.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from diagnose_items import lost_by_length, moved, places_of, retrieval
-from diagnose_pairs import (
-    Weighed,
-    adapts,
-    course,
-    logps_of,
-    mean_logps,
-    options_of,
-    quintiles,
-    training_pairs,
-    weigh_pairs,
-)
-from diagnose_tables import document
 from torch import Tensor
 
-from evaluate import check_alike
-from hanorec.data.dataset import Dataset, open_dataset, split_examples
+from hanorec.data.dataset import open_dataset
 from hanorec.errors import DataError, exit_on_user_error
-from hanorec.models.backbone import Backbone
-from hanorec.models.images import CatalogImages
-from hanorec.models.prompts import Prompts
-from hanorec.training.runs import load_run, load_sft, load_start, read_config
+from hanorec.evaluation.report import markdown
+from hanorec.losses import (
+    RunningResponsiveness,
+    adaptive_beta,
+    chosen_and_rejected,
+    log_ratio_margin,
+    policy_responsiveness,
+)
+from hanorec.models.scoring import score_all
+from hanorec.randomness import rng
+from hanorec.related.objectives import WITH_HARDNESS
+from hanorec.training.dpo_options import DPOOptions
+from hanorec.training.inputs import open_prompts
+from hanorec.training.options import cache_folder
+from hanorec.training.pairs import make_pairs
+from hanorec.training.runs import load_run, load_sft, read_config
 
-RESULTS = Path(__file__).resolve().parent / "results"
-ALIKE = ("data", "task", "protocol", "history", "list_candidates", "item_view", "image_pixels", "image_views")
-LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)  # quantiles that tell a distribution
-ADAPTED = 0.05  # a β counts as adapted where it differs from β₀ by more than this share of it, as in the log
+PARTS = 5  # of a run's steps, and of the pairs by hardness
+NONE = "–"  # where an objective has no such number
+
+
+class Weighed(NamedTuple):
+    """What a run's policy makes of N pairs. None: the run's objective has no such thing."""
+
+    margin: Tensor  # [N] Δ of Eq. 7, in nats
+    likelier: Tensor  # [N] whether the policy finds the chosen response likelier than the rejected one
+    hardness: Tensor | None  # [N] λ as it was applied
+    responsiveness: Tensor | None  # [batches] η of Eq. 8, or of the calibrated recipe
+    beta: Tensor | None  # [N] β of Eq. 11
+    weight: Tensor | None  # [N] β σ(−βΔ), the gradient of −log σ(βΔ) in size; in DPO with β = β₀
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--sft", default="runs/sft", metavar="DIR", help="finished SFT run that the others started from"
-    )
     parser.add_argument("--runs", nargs="+", default=["runs/hanorec"], metavar="DIR", help="finished DPO runs")
-    parser.add_argument("--split", default="test", help="rows whose targets are ranked: test, val, cold, …")
-    parser.add_argument("--users", type=int, default=1000, help="users to rank, drawn by the seed")
-    parser.add_argument("--pairs", type=int, default=1000, help="training examples whose pairs are weighed")
-    parser.add_argument("--seed", type=int, default=2025, help="seed that draws users, candidates and pairs")
-    parser.add_argument("--name", default="diagnose", help="of the results files")
+    parser.add_argument("--prompts", type=int, default=500, help="training prompts whose pairs are weighed")
+    parser.add_argument("--seed", type=int, default=2025, help="seed that draws the prompts")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the page here")
     args = parser.parse_args()
-    if args.users < 1:
-        raise DataError(f"--users {args.users}: at least one user has to be ranked")
     torch.set_num_threads(1)
-    configs = read_configs(args.sft, args.runs)
-    found = diagnose(args, configs)
-    text = document(found)
-    (RESULTS / f"{args.name}.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (RESULTS / f"{args.name}.md").write_text(text + "\n", encoding="utf-8")
-    print(text)
+    page = "\n\n".join(diagnose(run, args.prompts, args.seed) for run in args.runs)
+    if args.output:
+        args.output.write_text(page + "\n", encoding="utf-8")
+    print(page)
 
 
-def read_configs(sft: str, runs: list[str]) -> dict[str, dict]:
-    """The configs of the SFT run and of the others, by folder.
+def diagnose(run: str, number: int, seed: int) -> str:
+    """A run's page. number: of training prompts whose pairs are weighed, drawn by the seed.
 
-    Errors: DataError for a folder that is no finished run of its kind, for a run of another SFT run or another task
-    than next, and for prompts that differ.
+    Errors: DataError for a folder that is no finished DPO run, for a log without a step, and for fewer than five pairs.
     """
-    configs = {sft: read_config(sft, "sft")} | {run: read_config(run, "dpo") for run in runs}
-    for run in runs:
-        if Path(configs[run]["sft"]).resolve() != Path(sft).resolve():
-            raise DataError(f"{run}: was trained after {configs[run]['sft']}, not {sft}; give it as --sft")
-    for name in ALIKE:
-        check_alike(name, configs, None, "diagnose them apart")
-    if configs[sft]["task"] != "next":
-        raise DataError(f"{sft}: its task is {configs[sft]['task']}; the diagnostics are of the task next")
-    return configs
+    options = options_of(run)
+    parts = course(run)
+    reference, sft = load_sft(options.sft)
+    data = open_dataset(options.data)
+    prompts = open_prompts(reference, data, sft, cache=cache_folder(None, run))
+    pairs = make_pairs(reference, prompts, data, replace(options, loss="hanorec", hardness="on"), sft)  # with λ
+    drawn = sorted(rng(seed, "pairs").permutation(len(pairs.prompts))[:number].tolist())
+    examples = [example for i in drawn for example in pairs.examples[i]]
+    hardness, before = pairs.hardness[examples].flatten(), pairs.reference_logps[examples]
+    if len(hardness) < PARTS:
+        raise DataError(f"--prompts {number}: {PARTS} groups by hardness take as many pairs at least")
+    policy, _ = load_run(run)
+    x, y = [pairs.prompts[i] for i in drawn], [pairs.responses[i] for i in drawn]
+    logps = score_all(policy, prompts.images, x, y, weights="").view_as(before)
+    weighed = weigh(options, hardness, logps, before)
+    lengths = torch.tensor([len(title) for titles in y for title in titles]).view_as(before)
+    same = {"same pairs, before": mean_logps(before, lengths), "same pairs, after": mean_logps(logps, lengths)}
+    likelier = (before[:, :1] > before[:, 1:]).flatten()
+    hard_pairs = by_hardness(hardness, weighed, likelier, options)
+    return "\n\n".join([
+        f"# {run}: what happened in training",
+        f"The loss is {options.loss}, β₀ is {options.beta}. {options.sft} is the start and the frozen reference.",
+        f"## λ, η and β over training\n\n{over_training(parts, options)}",
+        f"## What hard pairs count, and whether they are learned\n\n{hard_pairs}",
+        f"## Log-probabilities over training\n\n{log_probabilities(parts, same)}",
+    ])  # fmt: skip
 
 
-def diagnose(args: argparse.Namespace, configs: dict[str, dict]) -> dict:
-    """All numbers, as they are written to the JSON file."""
-    config = configs[args.sft]
-    runs, courses = {run: options_of(configs[run]) for run in args.runs}, {run: course(run) for run in args.runs}
-    data = open_dataset(config["data"])
-    titles = data.catalog.titles
-    drawn = dict(task="next", history=config["history"], candidates=config["candidates"], seed=args.seed)
-    examples = split_examples(data, args.split, users=args.users, **drawn)
-
-    reference, _ = load_sft(args.sft)
-    prompts = prompts_of(reference, config, data, args.sft)
-    pairs = training_pairs(runs, reference, prompts, data, args.pairs, args.seed)
-    how = dict(dtype=config["dtype"], views=config["image_views"], remote_code=config["remote_code"])
-    start = load_start(config["backbone"], **how)
-    recalls = {config["backbone"]: retrieval(start, prompts_of(start, config, data, args.sft), titles, args.seed)}
-    logps, places = {}, {}
-    for name in configs:
-        backbone = reference if name == args.sft else load_run(name)[0]
-        prompts = prompts_of(backbone, config, data, args.sft)
-        recalls[name] = retrieval(backbone, prompts, titles, args.seed)
-        logps[name] = logps_of(backbone, prompts, pairs.examples)
-        places[name] = places_of(backbone, prompts, examples, args.seed, name)
-
-    by = next((run for run, options in runs.items() if adapts(options)), args.runs[0])  # whose λ makes the quintiles
-    groups = quintiles(pairs.hardness[by])
-    likelier = (logps[args.sft][:, :1] > logps[args.sft][:, 1:]).flatten()
-    history = np.array([len(example.history) for example in examples])
-    found = {
-        "options": vars(args),
-        "users": len(examples),
-        "candidates": config["candidates"],
-        "pairs": len(likelier),
-        "hardness of": by,
-        "hardness": [pairs.hardness[by][group].mean().item() for group in groups],
-        "logps": {name: mean_logps(each, prompts, pairs.examples) for name, each in logps.items()},
-        "sft": [{"likelier": share(likelier[group])} for group in groups],
-        "retrieval": recalls,
-        "lost": {name: lost_by_length(each, history) for name, each in places.items()},
-        "runs": {},
-    }
-    for run, options in runs.items():
-        weighed = weigh_pairs(options, pairs.hardness[run], logps[run], logps[args.sft])
-        moves = moved(places[args.sft]["full"], places[run]["full"], [example.targets[0] for example in examples])
-        for row in [*moves["up"], *moves["down"]]:
-            row["title"] = titles[row["item"]]
-        found["runs"][run] = {
-            "loss": options.loss,
-            "recipe": options.recipe if adapts(options) else None,
-            "beta": options.beta,
-            "course": courses[run],
-            "pairs": distributions(weighed, options.beta),
-            "quintiles": [of_group(weighed, group) for group in groups],
-            "moved": moves,
-        }
-    return found
+def options_of(run: str) -> DPOOptions:
+    """The options of a finished DPO run, from its config.json."""
+    config = read_config(run, "dpo")
+    options = DPOOptions(**{field.name: config[field.name] for field in fields(DPOOptions) if field.name in config})
+    return replace(options, output=run)
 
 
-def prompts_of(backbone: Backbone, config: dict, data: Dataset, sft: str) -> Prompts:
-    """The prompts of the SFT run's task, with the images as this model sees them."""
-    how = dict(cache=Path(sft).parent / "cache", pixels=config["image_pixels"])
-    images = CatalogImages(backbone, data.catalog.images, frozen=True, **how)
-    return Prompts(
-        backbone,
-        images,
-        data.catalog.titles,
-        "next",
-        list_candidates=config["list_candidates"],
-        protocol=config["protocol"],
-        item_view=config["item_view"],
-        descriptions=data.descriptions(config["item_view"]),
+# pairs
+
+
+def weigh(options: DPOOptions, hardness: Tensor, logps: Tensor, reference_logps: Tensor) -> Weighed:
+    """Eqs. 7, 8 and 11 for pairs that come in batches of the size with which the run was trained, without noise.
+
+    hardness [N], logps and reference_logps [examples, 1 + R].
+    """
+    chosen, rejected = chosen_and_rejected(logps)
+    margin = log_ratio_margin(chosen, rejected, *chosen_and_rejected(reference_logps))  # Δ, Eq. 7
+    if options.loss not in WITH_HARDNESS:
+        weight = options.beta * torch.sigmoid(-options.beta * margin) if options.loss == "dpo" else None
+        return Weighed(margin, chosen > rejected, None, None, None, weight)
+    responsiveness = RunningResponsiveness() if options.recipe == "calibrated" else policy_responsiveness
+    hardness = torch.ones_like(hardness) if options.hardness == "off" else hardness
+    etas, betas = [], []
+    size = options.batch_size * options.rejected
+    for margins, weights in zip(margin.split(size), hardness.split(size)):
+        eta = responsiveness(options.beta * margins)  # η, Eq. 8
+        etas.append(torch.ones_like(eta) if options.responsiveness == "off" else eta)
+        betas.append(adaptive_beta(weights, etas[-1], beta=options.beta))  # β, Eq. 11
+    beta = torch.cat(betas)
+    weight = beta * torch.sigmoid(-beta * margin) if options.loss == "hanorec" else None
+    return Weighed(margin, chosen > rejected, hardness, torch.stack(etas), beta, weight)
+
+
+def fifths(hardness: Tensor) -> list[Tensor]:
+    """The pairs' numbers in five groups of one size, from the hardest, whose λ is smallest, to the easiest."""
+    return list(torch.tensor_split(hardness.argsort(stable=True), PARTS))
+
+
+def mean_logps(logps: Tensor, lengths: Tensor) -> dict[str, float]:
+    """Means of log π over examples, in nats a response and a token, by the names that logs have for them.
+
+    logps, lengths: [examples, 1 + R], the chosen response first; lengths in tokens.
+    """
+    columns = {"chosen_logp": slice(0, 1), "rejected_logp": slice(1, None)}
+    found = {name: logps[:, which].mean().item() for name, which in columns.items()}
+    return found | {f"{name}_per_token": (logps / lengths)[:, which].mean().item() for name, which in columns.items()}
+
+
+# the log
+
+
+def course(run: str | Path) -> list[dict]:
+    """A DPO run's log in up to five parts of about as many logged steps each: the mean of every number, and with
+    ":min", ":median" and ":max" behind a name the least, the median and the greatest.
+
+    Errors: DataError for a log that cannot be read or has no training step.
+    """
+    path = Path(run) / "metrics.jsonl"
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    steps = [line for line in lines if "loss" in line]
+    if not steps:
+        raise DataError(f"{path}: holds no training step")
+    parts = []
+    for numbers in np.array_split(np.arange(len(steps)), min(PARTS, len(steps))):
+        part = {"first": steps[numbers[0]]["step"], "last": steps[numbers[-1]]["step"]}
+        for name in steps[0]:
+            values = np.array([steps[i][name] for i in numbers], dtype=float)
+            part |= {name: values.mean(), f"{name}:min": values.min(), f"{name}:max": values.max()}
+            part[f"{name}:median"] = np.median(values)
+        parts.append(part)
+    return parts
+
+
+# tables
+
+
+def over_training(parts: list[dict], options: DPOOptions) -> str:
+    if options.loss not in WITH_HARDNESS:
+        return f"The loss {options.loss} has no λ, no η and one β."
+    rows = [[steps(part), *cells_of_beta(part, options.beta)] for part in parts]
+    return (
+        "How hard pairs are (λ, Eq. 6), how strongly the policy responds (η, Eq. 8) and what β comes of both (Eq. 11), "
+        "each without unit, by the run's log. A line is a fifth of the logged steps. λ: mean ± standard deviation over "
+        "the pairs of a step. η: median over the steps, and in brackets the least and the greatest. β / β₀: mean over "
+        "the pairs, and in brackets the smallest and the largest of all. Adapted: the share of pairs whose β differs "
+        "from β₀ by more than 5 %.\n\n" + markdown(["steps", "λ", "η", "β / β₀", "adapted"], rows)
     )
 
 
-def distributions(weighed: Weighed, beta: float) -> dict:
-    """Quantiles (`LEVELS`) of λ, η and β / β₀ over the pairs, and the share of pairs whose β is adapted; nothing where
-    the run has no such thing."""
-    if weighed.beta is None:
-        return {}
-    ratio = weighed.beta / beta
-    parts = {"λ": weighed.hardness, "η": weighed.responsiveness, "β / β₀": ratio}
-    quantiles = {name: np.quantile(values.double().numpy(), LEVELS).tolist() for name, values in parts.items()}
-    return quantiles | {"adapted": share((ratio - 1).abs() > ADAPTED)}
+def cells_of_beta(part: dict, beta: float) -> list[str]:
+    """λ, η, β / β₀ and the share of adapted pairs in a part of a log."""
+    low, high = part["beta_min:min"] / beta, part["beta_max:max"] / beta
+    middle, least, greatest = (part[f"responsiveness:{which}"] for which in ("median", "min", "max"))
+    return [
+        f"{part['hardness_mean']:.3f} ± {part['hardness_std']:.3f}",
+        f"{middle:.3f} [{least:.3f}, {greatest:.3f}]",
+        f"{part['beta_mean'] / beta:.3f} [{low:.3f}, {high:.3f}]",
+        f"{part['adapted']:.0%}",
+    ]
 
 
-def of_group(weighed: Weighed, group: Tensor) -> dict:
-    """Means over a group of pairs, given by their numbers."""
-    return {
-        "weight": None if weighed.weight is None else weighed.weight[group].mean().item(),
-        "margin": weighed.margin[group].mean().item(),
-        "accuracy": share(weighed.margin[group] > 0),
-        "likelier": share(weighed.likelier[group]),
-    }
+def by_hardness(hardness: Tensor, weighed: Weighed, likelier: Tensor, options: DPOOptions) -> str:
+    def mean(values: Tensor | None, group: Tensor, how: str) -> str:
+        return NONE if values is None else f"{values[group].double().mean().item():{how}}"
+
+    ratio = None if weighed.beta is None else weighed.beta / options.beta
+    rows = []
+    for number, group in enumerate(fifths(hardness), 1):
+        rows.append([
+            {1: "1, hardest", PARTS: f"{PARTS}, easiest"}.get(number, str(number)),
+            mean(hardness, group, ".4f"),
+            mean(ratio, group, ".3f"),
+            mean(weighed.weight, group, ".4f"),
+            mean(weighed.margin, group, "+.3f"),
+            mean(weighed.margin > 0, group, ".3f"),
+            mean(likelier, group, ".3f"),
+            mean(weighed.likelier, group, ".3f"),
+        ])  # fmt: skip
+    header = ["fifth", "λ", "β / β₀", "gradient weight", "Δ", "Δ > 0", "likelier, SFT", "likelier, run"]
+    return (
+        f"{len(hardness)} training pairs in fifths by λ, the hardest first, by the trained policy and its reference "
+        "without noise. All numbers are means over a fifth. Gradient weight: β σ(−βΔ), the size of the gradient that a "
+        "pair gives to its margin Δ. Δ: by how many nats the policy prefers the chosen response more than the "
+        "reference does. Likelier: the share of pairs where the model gives the chosen response the higher "
+        "probability.\n\n" + markdown(header, rows)
+    )
 
 
-def share(holds: Tensor) -> float:
-    return holds.double().mean().item()
+def log_probabilities(parts: list[dict], same: dict[str, dict]) -> str:
+    names = ("chosen_logp", "rejected_logp", "chosen_logp_per_token", "rejected_logp_per_token", "accuracy")
+    rows = []
+    for when, part in ({steps(part): part for part in parts} | same).items():
+        rows.append([when, *(f"{part[name]:.3f}" if name in part else NONE for name in names)])
+    header = ["steps", "chosen", "rejected", "chosen, a token", "rejected, a token", "accuracy"]
+    return (
+        "log π of chosen and rejected responses, in nats a response and in nats a token, by the run's log, with noise "
+        "and dropout. A line is the mean over a fifth of the logged steps. Every step has other pairs, so the last two "
+        "lines compare the pairs of the last table by the reference and by the trained policy without noise. Where "
+        "both fall, training takes chosen responses down together with the rejected ones. Accuracy: the share of a "
+        "step's pairs where the chosen response has the larger reward.\n\n" + markdown(header, rows)
+    )
+
+
+def steps(part: dict) -> str:
+    return f"{part['first']} to {part['last']}" if part["first"] < part["last"] else str(part["first"])
 
 
 if __name__ == "__main__":

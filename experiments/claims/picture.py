@@ -1,10 +1,9 @@
-#!/usr/bin/env python3
 """Draw one user: the history as images and titles, and what each observer makes of the candidates.
 
-    python experiments/picture.py --runs runs/sft runs/hanorec
+    python -m experiments.claims.picture --runs runs/sft runs/hanorec
 
 Bars are the share of the probability that each candidate gets among all (for a model: the softmax of the candidates'
-log-likelihoods). Writes docs/picture.png.
+log-likelihoods). The picture says which user it is. Writes docs/picture.png.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ from PIL import Image
 from hanorec.data.dataset import open_dataset, split_examples
 from hanorec.evaluation.oracles import read_oracles
 from hanorec.evaluation.ranking import answer_with_model
-from hanorec.models.images import CatalogImages
-from hanorec.models.prompts import Prompts
+from hanorec.training.inputs import open_prompts
 from hanorec.training.runs import load_run
 
 
@@ -39,34 +37,36 @@ def main() -> None:
     args = parser.parse_args()
 
     data = open_dataset(None)
-    example = split_examples(data, args.split, "next", candidates=args.candidates)[args.user]
+    examples = split_examples(data, args.split, "next", candidates=args.candidates)
+    example = examples[args.user]
     oracle = read_oracles(data.folder, data.catalog, data.warm, know_candidates=args.split == "cold")["both"](example)
     columns = {"best possible": oracle / oracle.sum()}
     for run in args.runs:
-        backbone, config = load_run(run)
-        images = CatalogImages(backbone, data.catalog.images, frozen=True, pixels=config["image_pixels"])
-        prompts = Prompts(backbone, images, data.catalog.titles, "next", list_candidates=config["list_candidates"])
-        scores = answer_with_model(backbone, prompts, [example]).scores[0]
+        backbone, sft = load_run(run)
+        scores = answer_with_model(backbone, open_prompts(backbone, data, sft), [example]).scores[0]
         columns[Path(run).name] = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
 
-    figure = plt.figure(figsize=(11, 4.6), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(5, 7))
+    figure = plt.figure(figsize=(11, 5), layout="constrained")
+    head, below = figure.subfigures(2, 1, height_ratios=(0.3, 4.7))
+    which = f"One user of the split {args.split}: row {args.user + 1} of {len(examples)}. An example, no average."
+    head.suptitle(which, fontsize=12, fontweight="bold")
+    left, right = below.subfigures(1, 2, width_ratios=(5, 7))
     left.suptitle("The user chose, oldest first", fontsize=11)
-    for place, item in enumerate(example.history):
-        axes = left.add_subplot(2, 3, place + 1)
+    for number, item in enumerate(example.history, 1):
+        axes = left.add_subplot(2, 3, number)
         axes.imshow(Image.open(data.catalog.images[item]))
         axes.set_title(data.catalog.titles[item], fontsize=9)
         axes.axis("off")
     right.suptitle("Which of these is next?  Share of the probability among the candidates", fontsize=11)
     order = np.argsort(columns["best possible"])
     target = example.candidates.index(example.targets[0])
-    for number, (name, shares) in enumerate(columns.items()):
-        axes = right.add_subplot(1, len(columns), number + 1)
+    for number, (name, shares) in enumerate(columns.items(), 1):
+        axes = right.add_subplot(1, len(columns), number)
         bars = axes.barh(range(len(order)), shares[order], color="0.65", edgecolor="0.2")
         mark = int(np.flatnonzero(order == target)[0])
         bars[mark].set(color="0.15", hatch="//")
         titles = [data.catalog.titles[example.candidates[i]] + ("  ◀ chosen" if i == target else "") for i in order]
-        axes.set_yticks(range(len(order)), titles if number == 0 else [""] * len(order), fontsize=9)
+        axes.set_yticks(range(len(order)), titles if number == 1 else [""] * len(order), fontsize=9)
         axes.set_title(name, fontsize=10)
         axes.set_xlim(0, max(max(s) for s in columns.values()) * 1.05)
         axes.spines[["top", "right"]].set_visible(False)

@@ -20,23 +20,24 @@ CATALOGUES: dict[str, dict[str, Any]] = {  # arguments of `hanorec.data.toy.Worl
 }
 
 # SFT starts: catalogue, and options of train_sft.py. Steps of the long ones are what five minutes allow. Starts with
-# --train-vision train the vision tower, too, as every SFT did when they were first made.
+# --layers all train the vision tower, too, as every SFT did when they were first made.
 TITLES = "whole-titles"  # --backbone of a real start: one that tools/fit_vocabulary.py makes of the dataset
+_VISION = ("--layers", "all")
 _TWENTY = ("--history", "20")
 _LONG_FROZEN = (*_TWENTY, "--windows", "nested", "--max-steps", "600")
-_EARLY = ("--max-steps", "500", "--windows", "every", "--validate-every", "200", "--train-vision")
+_EARLY = ("--max-steps", "500", "--windows", "every", "--validate-every", "200", *_VISION)
 _SMALL = ("--max-steps", "4", "--batch-size", "4", "--validate-every", "2", "--validate-users", "6", "--log-every", "1")
 _EIGHT_PASSES = (*_TWENTY, "--backbone", TITLES, "--windows", "nested", "--epochs", "8", "--batch-size", "20",
                  "--validate-users", "934", "--validate-every", "3000", "--log-every", "100",
-                 "--train-vision")  # fmt: skip
+                 *_VISION)  # fmt: skip
 STARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "full": ("toy", ("--epochs", "2")),
-    "full-vision": ("toy", ("--epochs", "2", "--windows", "every", "--train-vision")),
+    "full-vision": ("toy", ("--epochs", "2", "--windows", "every", *_VISION)),
     "early": ("toy", _EARLY),
     "biased": ("exchanged", _EARLY),
-    "long-unbiased": ("long", (*_LONG_FROZEN, "--train-vision")),
+    "long-unbiased": ("long", (*_LONG_FROZEN, *_VISION)),
     "long-frozen": ("long", _LONG_FROZEN),
-    "long-biased": ("long-exchanged", (*_LONG_FROZEN, "--train-vision")),
+    "long-biased": ("long-exchanged", (*_LONG_FROZEN, *_VISION)),
     "small": ("small", _SMALL),
     "ml-100k-eight": (REAL, _EIGHT_PASSES),
     "ml-100k-early": (REAL, (*_EIGHT_PASSES, "--max-steps", "1000")),
@@ -98,7 +99,7 @@ _SOFTMAX = ("--loss", "hanorec-softmax", "--rejected", "15", "--beta", "1")  # w
 _POLICY = ("--negatives", "policy", "--rejected", "4", "--beta", "1")
 SFT_METHODS = {  # options of train_sft.py
     "sft-continued": ("--lora", "on", "--learning-rate", "1e-4"),  # the control: the same adapter, windows and steps
-    "sft-continued-all": ("--lora", "off", "--train-vision", "--learning-rate", "1e-4"),
+    "sft-continued-all": ("--lora", "off", *_VISION, "--learning-rate", "1e-4"),
 }
 MAIN = {  # options of train_dpo.py
     "dpo": ("--loss", "dpo"),

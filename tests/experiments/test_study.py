@@ -17,7 +17,10 @@ from experiments.claims.commands import Key, check_method, grid, settings
 from experiments.claims.table import tables
 from experiments.common import append_row, letters, numbers, read_rows
 from hanorec.errors import DataError, exit_on_user_error
-from hanorec.training.options import DPOOptions, EvaluationOptions, SFTOptions, parse
+from hanorec.training.command_line import parse
+from hanorec.training.dpo_options import DPOOptions, complete_dpo
+from hanorec.training.evaluation_options import EvaluationOptions
+from hanorec.training.options import SFTOptions, complete_sft
 
 OPTIONS = {"train_sft.py": SFTOptions, "train_dpo.py": DPOOptions, "evaluate.py": EvaluationOptions}
 
@@ -92,6 +95,8 @@ def test_every_method_runs_once_before_a_second_seed():
 @pytest.mark.parametrize("world", worlds.WORLDS)
 def test_the_scripts_take_every_command_of_the_grid(world, monkeypatch):
     """Also that no part is switched off which an objective does not have."""
+    sft = SFTOptions()
+    complete_sft(sft)
     for method in [*worlds.METHODS, "dpo@1e-3"]:
         key, runs = Key(world, method, 1), Path("runs")
         start = commands.start_command(worlds.WORLDS[world].start, 1, runs)
@@ -99,7 +104,9 @@ def test_the_scripts_take_every_command_of_the_grid(world, monkeypatch):
             None, [start, commands.train_command(key, runs), *commands.view_commands(key, runs).values()]
         ):
             monkeypatch.setattr(sys, "argv", command)
-            parse(OPTIONS[command[0]])
+            options = parse(OPTIONS[command[0]])
+            if command[0] == "train_dpo.py":
+                complete_dpo(options, sft)
 
 
 def test_the_control_sees_the_same_windows_for_the_same_steps(monkeypatch):
