@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Give the tiny backbone a vocabulary that has a dataset's words.
+"""Makes a tiny backbone whose vocabulary has a dataset's words, in half a minute.
 
-The vocabulary that ships with it was learnt from the toy catalogue's words and from English prose, so that a real title
-falls into a dozen pieces. This script learns one from the same texts and the dataset's titles, in which most words of a
-title are one token: a prompt gets shorter, and an item is told from others by fewer tokens. With --whole-titles each
-title is one token, and so is each question of the prompts. A title starts at the mean of its words; what it means
-beyond them is learnt from the rows that it occurs in, so it does not suit catalogues with items that training never
-sees. Only titles are read, no user's row.
+The shipped vocabulary was learnt from the toy catalogue's words and from English prose. A real title falls into a dozen
+of its pieces. This script learns a vocabulary from the same texts and the dataset's titles, so that most words of a
+title are one token. Prompts get shorter, and fewer tokens tell one item from another. With --whole-titles each title is
+one token, and so is each question of the prompts. A whole title starts at the mean of its words. What it means beyond
+them is learnt from the rows that it occurs in, so --whole-titles suits no catalogue with items that training never sees.
+Only titles are read, no user's row.
 
     python tools/fit_vocabulary.py --data DIR --output runs/tiny-for-my-data
     python train_sft.py --data DIR --backbone runs/tiny-for-my-data
@@ -15,15 +15,16 @@ sees. Only titles are read, no user's row.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 from pretrain_tiny import vocabulary_texts
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, SmolVLMForConditionalGeneration
 
 from hanorec.data.catalog import read_catalog
 from hanorec.errors import DataError, exit_on_user_error
-from hanorec.models import tiny
 from hanorec.models.prompts import HISTORY, QUESTIONS
+from hanorec.models.tiny import PRETRAINED, build_model, build_processor, build_tokenizer
 
 PHRASES = [HISTORY, *QUESTIONS.values(), "\nAssistant:"]  # of every prompt
 COPIES = 400  # of the titles beside the prose, so that their words become tokens first
@@ -31,7 +32,7 @@ COPIES = 400  # of the titles beside the prose, so that their words become token
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="dataset folder, see data/README.md")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="dataset folder, see docs/data.md")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the new checkpoint")
     parser.add_argument("--size", type=int, default=6144, help="most tokens of the vocabulary (default 6144)")
     parser.add_argument("--whole-titles", action="store_true", help="make each title and question one token, too")
@@ -39,11 +40,37 @@ def main() -> None:
     if args.output.exists():
         raise DataError(f"{args.output}: exists already")
     titles = list(read_catalog(args.data).titles)
-    before = AutoTokenizer.from_pretrained(tiny.PRETRAINED)
+    before = AutoTokenizer.from_pretrained(PRETRAINED)
     whole = [*titles, *PHRASES] if args.whole_titles else ()
-    now = tiny.save_with_vocabulary(args.output, vocabulary_texts() + titles * COPIES, args.size, whole)
+    now = save_with_vocabulary(args.output, vocabulary_texts() + titles * COPIES, args.size, whole)
     old, new = (sum(map(len, tokenizer(titles).input_ids)) / len(titles) for tokenizer in (before, now))
     print(f"made {args.output}: {len(now)} tokens; a title has {old:.1f} tokens before and {new:.1f} now")
+
+
+def save_with_vocabulary(
+    folder: str | Path, texts: Iterable[str], vocabulary_size: int, whole: Iterable[str] = ()
+) -> PreTrainedTokenizerFast:
+    """Save the pretrained model in `folder` with a vocabulary that is learnt from `texts`; returns its tokenizer.
+
+    whole: texts that become one token each, beside the `vocabulary_size` others; items' titles, for example, which are
+    then items' numbers in effect ("independent indexing", Hua et al., arXiv 2305.06569). A token that is new starts at
+    the mean of the embeddings of its pieces in the old vocabulary (fast vocabulary transfer, Gee et al., arXiv
+    2402.09977). Everything else stays as it was pretrained.
+    """
+    old, new = AutoTokenizer.from_pretrained(PRETRAINED), build_tokenizer(texts, vocabulary_size)
+    new.add_tokens(list(dict.fromkeys(whole)))
+    known = old.get_vocab()
+    before = SmolVLMForConditionalGeneration.from_pretrained(PRETRAINED)
+    table = before.get_input_embeddings().weight.detach()
+    model = build_model(new)
+    layers = {name: weight for name, weight in before.state_dict().items() if weight.shape != table.shape}
+    model.load_state_dict(layers, strict=False)  # all but the embeddings, which the output head shares
+    for token, number in new.get_vocab().items():
+        pieces = [known[token]] if token in known else old(new.decode([number])).input_ids
+        model.get_input_embeddings().weight.data[number] = table[pieces].mean(dim=0)
+    build_processor(new).save_pretrained(folder)
+    model.save_pretrained(folder)
+    return new
 
 
 if __name__ == "__main__":

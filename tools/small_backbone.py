@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Make a SmolVLM whose language model is as small as SASRec: two layers of width 64.
+"""Makes a SmolVLM whose language model is as small as SASRec, two layers of width 64, in seconds.
 
     python tools/small_backbone.py --like runs/tiny-ml-100k --output runs/small-ml-100k
     python train_sft.py --data DIR --backbone runs/small-ml-100k --item-view title --windows nested --history 20 ...
 
-The other way round from sasrec_size.py: SFT as it is, of a language model that is no larger than SASRec. Vocabulary and
-processor are those of another checkpoint of this family; all weights are random (seed 0). With --bare there is no chat
-format and no token that ends an answer: fewer tokens are the same in every prompt, and an answer is its title alone.
+Vocabulary and processor are those of another checkpoint of the SmolVLM family. All weights are random (seed 0). With
+--bare there is no chat format and no token that ends an answer: fewer tokens are the same in every prompt, and a title
+alone is the answer.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import importlib.util
 import sys
 
 import numpy as np
+import pretrain_tiny
 import pytest
 from conftest import ROOT
 

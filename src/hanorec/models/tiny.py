@@ -1,6 +1,6 @@
 """The default backbone: the SmolVLM architecture at 2.8 million parameters, in Hugging Face format.
 
-In: nothing, or texts to learn a vocabulary from. Out: a folder that `AutoModelForImageTextToText` and
+In: texts to learn a vocabulary from. Out: a folder that `AutoModelForImageTextToText` and
 `AutoProcessor` load like any checkpoint of the hub. `PRETRAINED` is the folder that ships with the package:
 this architecture, pretrained on drawn and captioned images by `tools/pretrain_tiny.py`.
 """
@@ -13,7 +13,6 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
-    AutoTokenizer,
     PreTrainedTokenizerFast,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
@@ -120,29 +119,3 @@ def save_tiny(folder: str | Path, texts: Iterable[str]) -> Path:
     build_processor(tokenizer).save_pretrained(folder)
     build_model(tokenizer).save_pretrained(folder)
     return folder
-
-
-def save_with_vocabulary(
-    folder: str | Path, texts: Iterable[str], vocabulary_size: int, whole: Iterable[str] = ()
-) -> PreTrainedTokenizerFast:
-    """Save the pretrained model in `folder` with a vocabulary that is learnt from `texts`; returns its tokenizer.
-
-    whole: texts that become one token each, beside the `vocabulary_size` others; items' titles, for example, which are
-    then items' numbers in effect ("independent indexing", Hua et al., arXiv 2305.06569). A token that is new starts at
-    the mean of the embeddings of its pieces in the old vocabulary (fast vocabulary transfer, Gee et al., arXiv
-    2402.09977); everything else stays as it was pretrained.
-    """
-    old, new = AutoTokenizer.from_pretrained(PRETRAINED), build_tokenizer(texts, vocabulary_size)
-    new.add_tokens(list(dict.fromkeys(whole)))
-    known = old.get_vocab()
-    before = SmolVLMForConditionalGeneration.from_pretrained(PRETRAINED)
-    table = before.get_input_embeddings().weight.detach()
-    model = build_model(new)
-    layers = {name: weight for name, weight in before.state_dict().items() if weight.shape != table.shape}
-    model.load_state_dict(layers, strict=False)  # all but the embeddings, which the output head shares
-    for token, number in new.get_vocab().items():
-        pieces = [known[token]] if token in known else old(new.decode([number])).input_ids
-        model.get_input_embeddings().weight.data[number] = table[pieces].mean(dim=0)
-    build_processor(new).save_pretrained(folder)
-    model.save_pretrained(folder)
-    return new

@@ -1,9 +1,10 @@
-"""The tiny backbone with another vocabulary."""
+"""tools/fit_vocabulary.py: what the tiny backbone with another vocabulary keeps, and where new tokens start."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from fit_vocabulary import save_with_vocabulary
 from transformers import AutoTokenizer, SmolVLMForConditionalGeneration
 
 from hanorec.models import tiny
@@ -17,7 +18,7 @@ TEXTS = [f"{WORD} {WORD} (1984)", "Which item is next?"] * 50
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny") / "fitted"
-    tiny.save_with_vocabulary(folder, TEXTS, 400, whole=[TITLE, TITLE])
+    save_with_vocabulary(folder, TEXTS, 400, whole=[TITLE, TITLE])
     return load_backbone(str(folder))
 
 
