@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Turn MovieLens-100K or -1M, and a folder of movie posters, into the dataset layout (data/README.md).
+"""Turn MovieLens-100K or -1M, and a folder of movie posters, into the dataset layout (docs/data.md).
 
 In flow the raw folder as GroupLens ships it (`u.data` and `u.item`, or `ratings.dat` and `movies.dat`) and
 images named by movie id or by title; out flows a folder with train.tsv, val.tsv, test.tsv, titles.csv and

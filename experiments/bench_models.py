@@ -1,7 +1,7 @@
 """What the benchmark runs on: checkpoints of known geometries, and a catalogue whose images have the size they ask for.
 
 In: a name and a folder. Out: a Hugging Face checkpoint with random weights (speed does not depend on their values) or
-a dataset in the layout of data/README.md, the toy catalogue with its drawings scaled.
+a dataset in the layout of docs/data.md, the toy catalogue with its drawings scaled.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ The shipped vocabulary was learnt from the toy catalogue's words and from Englis
 of its pieces. This script learns a vocabulary from the same texts and the dataset's titles, so that most words of a
 title are one token. Prompts get shorter, and fewer tokens tell one item from another. With --whole-titles each title is
 one token, and so is each question of the prompts. A whole title starts at the mean of its words. What it means beyond
-them is learnt from the rows that it occurs in, so --whole-titles suits no catalogue with items that training never sees.
+them is learnt from the rows that it occurs in, so it suits no catalogue with items that training never sees.
 Only titles are read, no user's row.
 
     python tools/fit_vocabulary.py --data DIR --output runs/tiny-for-my-data

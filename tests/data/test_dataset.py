@@ -65,9 +65,9 @@ def test_users_draws_windows_by_the_seed(data):
 
 
 def test_the_readme_says_how_to_check_a_folder(toy_folder, capsys):
-    """The code in data/README.md runs as it stands, on another folder."""
-    readme = (Path(__file__).parents[2] / "data" / "README.md").read_text(encoding="utf-8")
+    """The code in docs/data.md runs as it stands, on another folder."""
+    readme = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    exec(compile(code.replace("my-dataset", toy_folder.as_posix()), "data/README.md", "exec"), {})
+    exec(compile(code.replace("my-dataset", toy_folder.as_posix()), "docs/data.md", "exec"), {})
     rows = len(read_sequences(toy_folder / "train.tsv", read_catalog(toy_folder)))
     assert capsys.readouterr().out.splitlines()[0].startswith(f"train {rows} rows,")

@@ -1,6 +1,6 @@
 """Items: what can be recommended.
 
-In flows a dataset folder (`titles.csv` and `images/`, see data/README.md); out flows a `Catalog`, three
+In flows a dataset folder (`titles.csv` and `images/`, see docs/data.md); out flows a `Catalog`, three
 parallel tuples of ids, titles and image files. Everywhere else an item is its row index in them. Bad input
 raises `DataError`, which names the file, the line and the value; a bad image is no error, only an item
 without an image.

@@ -1,6 +1,6 @@
 """A dataset folder, opened: catalogue, splits, and the examples of a task.
 
-In: a folder in the layout of `data/README.md` (or none: then the toy catalogue is made) and the options that say
+In: a folder in the layout of `docs/data.md` (or none: then the toy catalogue is made) and the options that say
 how histories, candidates and negatives are drawn. Out: the `Example`s of a split, so that the training scripts,
 `evaluate.py` and every baseline work on the same ones.
 """

@@ -12,7 +12,7 @@ Two more things are made for studies of the method. `exchanged` gives a share of
 that a model trained there learns to distrust images. `negatives.tsv` lists items to reject for a target, of which a
 share `near` is of its theme or of its style, and the others are of neither.
 
-In: a folder and a seed. Out: the dataset layout of `data/README.md` plus `world.json`, which the oracles read.
+In: a folder and a seed. Out: the dataset layout of `docs/data.md` plus `world.json`, which the oracles read.
 """
 
 from __future__ import annotations
