@@ -35,9 +35,10 @@ NAMES = ("setting", "seed")  # a cell's key
 VOCABULARIES = {"words": (), "whole-titles": ("--whole-titles",)}  # a --backbone: options of tools/fit_vocabulary.py
 COMMON = ("--windows", "nested", "--batch-size", "20", "--validate-users", "934", "--validate-every", "3000",
           "--log-every", "100")  # fmt: skip
-_TITLES = (*COMMON, "--train-vision", "--backbone", "whole-titles", "--history", "20")
+VISION = ("--layers", "all")  # the vision tower and the connector train, too
+_TITLES = (*COMMON, *VISION, "--backbone", "whole-titles", "--history", "20")
 SETTINGS = {  # options of train_sft.py
-    "ml-100k-words": (*COMMON, "--train-vision", "--backbone", "words", "--history", "20", "--epochs", "1"),
+    "ml-100k-words": (*COMMON, *VISION, "--backbone", "words", "--history", "20", "--epochs", "1"),
     "ml-100k-titles": (*_TITLES, "--epochs", "1"),
     "ml-100k-titles-named": (*_TITLES, "--epochs", "1", "--name-history"),
     "ml-100k-titles-b80": (*_TITLES, "--epochs", "1", "--batch-size", "80"),
@@ -166,7 +167,7 @@ def tables(rows: Sequence[dict]) -> str:
     sasrec = [row for row in rows if "history" in row["settings"]]
     parts = [
         "Written by `python -m experiments.real_data.real_sft --table`. CPU minutes are of one thread, training alone. "
-        f"All with `{' '.join((*COMMON, '--train-vision'))}`; `words` and `whole-titles` are vocabularies of "
+        f"All with `{' '.join((*COMMON, *VISION))}`; `words` and `whole-titles` are vocabularies of "
         "`tools/fit_vocabulary.py`; `small` and `bare` are made by `small_backbone.py`."
     ]
     trials = by_setting(row for row in sft if "trial" in row["settings"])
@@ -209,8 +210,8 @@ def with_sasrec(cell: dict, sasrec: Sequence[dict]) -> dict:
 def options_of(cell: dict) -> str:
     """Options of train_sft.py that tell a setting from the others."""
     own = cell["settings"]["options"][len(COMMON) :]
-    how = f"`{' '.join(option for option in own if option != '--train-vision')}`"
-    return how + ("" if "--train-vision" in own else " without `--train-vision`")
+    vision, given = " ".join(VISION), " ".join(own)
+    return f"`{given.replace(f'{vision} ', '')}`" + ("" if vision in given else f" without `{vision}`")
 
 
 def trial_line(cells: list[dict]) -> list[str]:

@@ -30,11 +30,10 @@ from hanorec.evaluation.ranking import answer_with_scorer
 from hanorec.evaluation.report import markdown
 from hanorec.recommenders.networks import NETWORKS, network_scorer
 from hanorec.recommenders.training import VALIDATION_USERS, train_network
-from hanorec.training.options import EvaluationOptions
 
 METHODS = [method for method in BASELINES if method != "random"]
 NAMES = ("method", "history", "seed")  # a cell's key
-CANDIDATES = 20
+CANDIDATES, SEED = 20, 2025  # as evaluate.py draws them
 Examples = dict[str, list[Example]]  # by split
 COLUMNS = [("val", "HR@1"), ("val", "NDCG@10"), ("test", "HR@1"), ("test", "HR@3"), ("test", "NDCG@10")]
 
@@ -65,9 +64,9 @@ def main() -> None:
 
 
 def answers_of(data: Dataset, method: str, history: int, seed: int) -> tuple[dict[str, Answers], Examples, float]:
-    """A method's answers for validation and test users by split, what they answer, and the CPU seconds of it all. What
-    is trained has the seed; candidates are drawn with the seed of evaluate.py."""
-    drawn = dict(task="next", history=history, candidates=CANDIDATES, seed=EvaluationOptions.seed)
+    """A method's answers for validation and test users by split, what they answer, and the CPU seconds of it all.
+    seed: of what is trained."""
+    drawn = dict(task="next", history=history, candidates=CANDIDATES, seed=SEED)
     examples = {split: split_examples(data, split, **drawn) for split in ("val", "test")}
     begun, name = time.process_time(), BASELINES[method]
     if name in NETWORKS:

@@ -12,7 +12,9 @@ from experiments.cells import Cell, Scripts
 from experiments.common import read_rows
 from experiments.real_data import item_views
 from experiments.real_data.item_views import OPTIONS, run_cell, tables
-from hanorec.training.options import EvaluationOptions, SFTOptions, parse
+from hanorec.training.command_line import parse
+from hanorec.training.evaluation_options import EvaluationOptions
+from hanorec.training.options import SFTOptions
 
 
 class Pretended(Scripts):

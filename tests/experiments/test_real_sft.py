@@ -15,7 +15,9 @@ from experiments.real_data.real_sft import NAMES, SETTINGS, TESTED, run_sasrec, 
 from hanorec.errors import DataError
 from hanorec.evaluation.baselines import baseline_names
 from hanorec.recommenders.networks import NETWORKS, SASRec, Settings
-from hanorec.training.options import EvaluationOptions, SFTOptions, parse
+from hanorec.training.command_line import parse
+from hanorec.training.evaluation_options import EvaluationOptions
+from hanorec.training.options import SFTOptions
 
 FOLDER = Path(real_sft.__file__).parent
 
@@ -67,7 +69,7 @@ def test_the_scripts_take_the_commands(name, tmp_path, monkeypatch):
     backbone = "words" if name == "ml-100k-words" else "whole-titles"
     options = scripts.taken["train_sft.py"]
     assert (options.windows, options.seed, options.data) == ("nested", 3, "data")
-    assert options.train_vision and options.backbone == str(tmp_path / f"tiny-{backbone}")
+    assert options.layers == "all" and options.backbone == str(tmp_path / f"tiny-{backbone}")
     assert (
         scripts.taken["tools/fit_vocabulary.py"][4:6] == [options.backbone] + ["--whole-titles"][: backbone != "words"]
     )
