@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments.cells import Cell, Failed, Scripts, latest
@@ -177,3 +178,26 @@ def test_the_committed_tables_are_of_the_committed_rows():
     rows = read_rows(FOLDER / "recommenders-ml-100k.jsonl")
     text = (FOLDER / "recommenders-ml-100k.md").read_text(encoding="utf-8")
     assert recommenders.table(rows, [1, 2, 3], int(text.split()[0])) == text
+
+
+@pytest.mark.parametrize("study", ["prompt_tokens", "sasrec_size"])
+def test_the_tables_of_scripts_that_are_gone_are_of_their_rows(study):
+    of: dict[str, list[dict]] = {}
+    for row in read_rows(FOLDER / f"{study}.jsonl"):
+        of.setdefault(row["network"], []).append(row)
+    table = cells_of((FOLDER / f"{study}.md").read_text(encoding="utf-8"))
+    assert set(of) == set(table) - {"network"} - {name for name in table if name.startswith("---")}
+    for network, rows in of.items():
+        ndcg = [row["NDCG@10"] for row in rows]
+        mean = f"{np.mean(ndcg):.3f} [{min(ndcg):.3f}, {max(ndcg):.3f}]"
+        epochs = ", ".join(str(row["epoch"]) for row in rows)
+        assert table[network] == [str(len(rows)), mean, epochs, f"{np.mean([row['seconds'] for row in rows]):.0f}"]
+
+
+def test_the_table_of_batches_of_similar_lengths_is_of_its_rows():
+    table = cells_of((FOLDER / "grouping.md").read_text(encoding="utf-8"))
+    for name, order in (("grouped", "batches of similar lengths"), ("mixed", "batches drawn from all")):
+        rows = [row for row in read_rows(FOLDER / "grouping.jsonl") if row["order"] == name]
+        figures = [[row["HR@1"], row["grey: HR@1"], row["HR@1"] - row["grey: HR@1"]] for row in rows]
+        shown = [f"{np.mean(seen):.3f} [{min(seen):.3f}, {max(seen):.3f}]" for seen in zip(*figures)]
+        assert table[order] == [str(len(rows)), *shown]
