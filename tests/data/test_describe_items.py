@@ -6,7 +6,6 @@ import importlib.util
 import sys
 
 import numpy as np
-import pretrain_tiny
 import pytest
 from conftest import ROOT
 

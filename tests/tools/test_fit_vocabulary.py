@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fit_vocabulary import save_with_vocabulary
 from transformers import AutoTokenizer, SmolVLMForConditionalGeneration
 
 from hanorec.models import tiny
 from hanorec.models.backbone import load_backbone
+from tools.fit_vocabulary import save_with_vocabulary
 
 WORD = "Zanzibar"
 TITLE = f"The {WORD}, part two (1984)"

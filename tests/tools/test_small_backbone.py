@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 
-import small_backbone
 import torch
 
 from hanorec.models import tiny
 from hanorec.models.backbone import language_model, load_backbone
 from hanorec.recommenders.networks import Settings
+from tools import small_backbone
 
 
 def test_a_backbone_as_small_as_sasrec_loads_with_the_vocabulary_of_another(tmp_path, monkeypatch):
