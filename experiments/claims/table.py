@@ -19,7 +19,7 @@ from experiments.claims.commands import Key
 from experiments.claims.worlds import METHODS, WORLDS
 from experiments.common import MEASURES, ROOT, numbers, read_rows, shown, user_values
 from hanorec.errors import DataError
-from hanorec.evaluation.measures import rows_by_length
+from hanorec.evaluation.measures import examples_by_length
 from hanorec.evaluation.paired import Difference, holm, paired_difference
 from hanorec.evaluation.report import markdown
 
@@ -193,7 +193,7 @@ def length_table(done: Contents, world: str, view: str) -> str:
     """NDCG@10 by length of history, and against SFT continued."""
     reference = next(iter(REFERENCES))
     history = numbers(next(c for cell, c in done.items() if cell.world == world)["views"][view]["history"])
-    groups = rows_by_length(history)
+    groups = examples_by_length(history)
     header = ["method"]
     for length, group in groups.items():
         header += [f"{length} (n={len(group)})", f"− {REFERENCES[reference]}"]

@@ -9,10 +9,10 @@ from hanorec.data.dataset import split_examples
 from hanorec.data.examples import Example
 from hanorec.evaluation.measures import (
     Answers,
+    examples_by_length,
     measures,
     measures_by_length,
     point_measures,
-    rows_by_length,
     user_measures,
 )
 from hanorec.evaluation.ranking import answer_with_scorer
@@ -35,7 +35,7 @@ def test_measures_are_the_values_with_their_intervals(data):
 def test_measures_by_length_are_those_of_the_users_of_that_length(data):
     examples = split_examples(data, "test", "next", candidates=5)
     answers = {"popularity": answer_with_scorer(lambda e: data.counts[list(e.candidates)], examples, "next")}
-    groups = rows_by_length([len(example.history) for example in examples])
+    groups = examples_by_length([len(example.history) for example in examples])
     by_length = measures_by_length("next", answers, examples, groups)
     assert list(by_length) == sorted({str(len(example.history)) for example in examples}) and len(by_length) > 1
     for length, rows in by_length.items():
@@ -53,7 +53,7 @@ def test_measures_by_length_are_those_of_the_users_of_that_length(data):
     ],
 )
 def test_many_lengths_are_put_together(lengths, expected):
-    found = rows_by_length(list(lengths))
+    found = examples_by_length(list(lengths))
     assert {length: rows.tolist() for length, rows in found.items()} == expected
     assert list(found) == list(expected)
 

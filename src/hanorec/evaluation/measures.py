@@ -1,7 +1,7 @@
 """From answers to measures: what a recommender answered, one number a user and metric, and intervals.
 
 In: `Answers` to examples, from a model or a baseline (`ranking`). Out: the measures of their task, for each example,
-for all of them with 95 % intervals, and apart by the length of the history. With the protocol "release" the measures of
+for all of them with 95 % intervals, and by the length of the history. With the protocol "release" the measures of
 top-3 lists count the newest target alone, which stands first, as the authors' release does.
 """
 
@@ -18,7 +18,7 @@ from hanorec.evaluation import catalog_ranking, metrics
 
 FIRST_MEASURE = {"next": "HR@1", "top3": "HR@3", "yesno": "AUC"}  # what a table shows first, with its interval
 MAIN_MEASURE = {"next": "NDCG@10", "top3": "NDCG@3", "yesno": "AUC"}  # what the best state is chosen by
-CUTOFFS = (1, 3, 5, 10)  # places counted among listed candidates
+CUTOFFS = (1, 3, 5, 10)  # ranks counted among listed candidates
 FULL_CUTOFFS = (10, 20, catalog_ranking.DEPTH)  # and among the whole catalogue
 
 
@@ -30,25 +30,25 @@ class Answers(NamedTuple):
     lists: np.ndarray | None = None  # [U, 3] top3: item indices, best first
     hard: np.ndarray | None = None  # [U] yesno: 1 where the answer is Yes
 
-    def take(self, rows: np.ndarray) -> Answers:
+    def take(self, indices: np.ndarray) -> Answers:
         """The answers to some of the examples."""
-        return Answers(*(None if column is None else column[rows] for column in self))
+        return Answers(*(None if field is None else field[indices] for field in self))
 
 
-def rows_by_length(lengths: Sequence[int]) -> dict[str, np.ndarray]:
-    """Which of the histories have how many items, shortest first: {"3": rows}.
+def examples_by_length(lengths: Sequence[int]) -> dict[str, np.ndarray]:
+    """Which examples have a history of how many items, shortest first: {"3": indices}. lengths: of each history.
 
-    More than six lengths are put together by fives (or tens, …), so that at most five are left: {"6 to 10": rows}.
+    More than six lengths are put together by fives (or tens, …), so that at most five are left: {"6 to 10": indices}.
     """
     items = np.asarray(lengths)
     width = 5 * math.ceil(items.max() / 25) if len(np.unique(items)) > 6 else 1
-    group = (items - 1) // width
-    made = {}
-    for each in np.unique(group):
-        rows = np.flatnonzero(group == each)
-        low, high = items[rows].min(), items[rows].max()
-        made[str(low) if low == high else f"{low} to {high}"] = rows
-    return made
+    group_of = (items - 1) // width
+    groups = {}
+    for group in np.unique(group_of):
+        indices = np.flatnonzero(group_of == group)
+        low, high = items[indices].min(), items[indices].max()
+        groups[str(low) if low == high else f"{low} to {high}"] = indices
+    return groups
 
 
 def measures_by_length(
@@ -58,14 +58,14 @@ def measures_by_length(
     groups: Mapping[str, np.ndarray],
     protocol: str = "standard",
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Every measure of every method, apart for the groups of `rows_by_length`: {length: {method: {measure: value}}}."""
-    made = {}
-    for length, rows in groups.items():
-        own = [examples[int(row)] for row in rows]
-        made[length] = {
-            method: point_measures(task, each.take(rows), own, protocol) for method, each in answers.items()
+    """Every measure of every method in each group of `examples_by_length`: {length: {method: {measure: value}}}."""
+    by_length = {}
+    for length, indices in groups.items():
+        of_length = [examples[int(index)] for index in indices]
+        by_length[length] = {
+            method: point_measures(task, each.take(indices), of_length, protocol) for method, each in answers.items()
         }
-    return made
+    return by_length
 
 
 def user_measures(
@@ -118,21 +118,21 @@ def measures(
     task: str, answers: Answers, examples: Sequence[Example], protocol: str = "standard"
 ) -> dict[str, tuple[float, float, float]]:
     """Every measure of a task as (value, low, high): the interval is a bootstrap over users at 95 %. A resample whose
-    answers are all Yes or all No (they can be where a user is one row) counts as an AUC of 0.5, as it tells nothing."""
+    true answers are all Yes or all No (only possible where a user is one example) counts as an AUC of 0.5."""
     if task != "yesno":
         values = user_measures(task, answers, examples, protocol)
         return {name: (float(v.mean()), *metrics.bootstrap_interval(v)) for name, v in values.items()}
     labels = np.array([example.candidates[0] in example.targets for example in examples])
-    # A user is a Yes row and a No row, or with the release's protocol one of them.
-    rows_of_users = np.arange(len(labels)).reshape(-1, 1 if protocol == "release" else 2)
+    # A user is an example with the answer Yes and one with No, or with the release's protocol one of them.
+    examples_of_users = np.arange(len(labels)).reshape(-1, 1 if protocol == "release" else 2)
     result = {}
     for name, column in _yesno_columns(answers).items():
 
         def statistic(users: np.ndarray, column: np.ndarray = column) -> float:
-            rows = rows_of_users[users].ravel()
-            return metrics.auc(column[rows], labels[rows]) if len(set(labels[rows])) == 2 else 0.5
+            indices = examples_of_users[users].ravel()
+            return metrics.auc(column[indices], labels[indices]) if len(set(labels[indices])) == 2 else 0.5
 
-        interval = metrics.bootstrap_interval(np.zeros(len(rows_of_users)), statistic=statistic, samples=300)
+        interval = metrics.bootstrap_interval(np.zeros(len(examples_of_users)), statistic=statistic, samples=300)
         result[name] = (metrics.auc(column, labels), *interval)
     return result
 

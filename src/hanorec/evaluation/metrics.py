@@ -2,11 +2,11 @@
 
 In flow scores of candidates (or ranked lists, for a model that writes its answer), out flow one number a
 user, and an interval for their mean. Scores can tie: hard yes/no answers do, and so does a model that has
-learned nothing. A target tied with m others takes each of the m + 1 possible places with equal chance, and a
+learned nothing. A target tied with m others takes each of the m + 1 possible ranks with equal chance, and a
 metric is its mean over them. So a constant scorer measures exactly as a random one; neither the order of the
 candidates nor a sort's whim counts.
 
-U users, C candidates, places counted from 0.
+U users, C candidates, ranks counted from 0.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ def positions(scores: ArrayLike, target: ArrayLike) -> tuple[np.ndarray, np.ndar
 
 def hit_rate(ahead: ArrayLike, tied: ArrayLike, k: int) -> np.ndarray:
     """HR@k of every user: the chance that the target is among the first k. ahead, tied [U] -> [U]."""
-    return _mean_gain(ahead, tied, lambda place: np.ones(place.shape), k)
+    return _mean_gain(ahead, tied, lambda rank: np.ones(rank.shape), k)
 
 
 def ndcg(ahead: ArrayLike, tied: ArrayLike, k: int) -> np.ndarray:
-    """NDCG@k of every user: 1 / log2(place + 2) within the first k. ahead, tied [U] -> [U]."""
+    """NDCG@k of every user: 1 / log2(rank + 2) within the first k. ahead, tied [U] -> [U]."""
     return _mean_gain(ahead, tied, _discount, k)
 
 
 def reciprocal_rank(ahead: ArrayLike, tied: ArrayLike) -> np.ndarray:
-    """1 / (place + 1) of every user; its mean is the MRR. ahead, tied [U] -> [U]."""
-    return _mean_gain(ahead, tied, lambda place: 1 / (place + 1))
+    """1 / (rank + 1) of every user; its mean is the MRR. ahead, tied [U] -> [U]."""
+    return _mean_gain(ahead, tied, lambda rank: 1 / (rank + 1))
 
 
 def list_hit_rate(ranked: ArrayLike, targets: ArrayLike) -> np.ndarray:
@@ -116,37 +116,37 @@ def bootstrap_interval(
     if samples < 1 or not 0 < level < 1:
         raise ValueError(f"samples must be at least 1 and level between 0 and 1, not {samples} and {level}")
     users, generator = len(values), np.random.Generator(np.random.PCG64(seed))
-    drawn = []
+    resampled = []
     block = 1 if statistic else max(1, 2**20 // users)  # samples at once: a few arrays of at most 8 MB
     for start in range(0, samples, block):
-        rows = min(block, samples - start)
-        index = generator.integers(0, users, size=(rows, users))
+        size = min(block, samples - start)
+        index = generator.integers(0, users, size=(size, users))
         if statistic:
-            drawn.append(np.asarray(statistic(index[0]), dtype=np.float64)[None])
+            resampled.append(np.asarray(statistic(index[0]), dtype=np.float64)[None])
         else:  # the mean of a resample is a product with how often it drew each user
-            flat = (index + users * np.arange(rows)[:, None]).ravel()
-            drawn.append(np.bincount(flat, minlength=rows * users).reshape(rows, users) @ values / users)
-    low, high = np.quantile(np.concatenate(drawn), [(1 - level) / 2, (1 + level) / 2], axis=0)
+            flat = (index + users * np.arange(size)[:, None]).ravel()
+            resampled.append(np.bincount(flat, minlength=size * users).reshape(size, users) @ values / users)
+    low, high = np.quantile(np.concatenate(resampled), [(1 - level) / 2, (1 + level) / 2], axis=0)
     return (low, high) if np.ndim(low) else (float(low), float(high))
 
 
-def _discount(place: np.ndarray) -> np.ndarray:
-    return 1 / np.log2(place + 2)
+def _discount(rank: np.ndarray) -> np.ndarray:
+    return 1 / np.log2(rank + 2)
 
 
 def _mean_gain(
     ahead: ArrayLike, tied: ArrayLike, gain: Callable[[np.ndarray], np.ndarray], k: int | None = None
 ) -> np.ndarray:
-    """Mean of gain(place) over places ahead .. ahead + tied, where a place from k on gains nothing."""
+    """Mean of gain(rank) over the ranks ahead .. ahead + tied, where a rank from k on gains nothing."""
     ahead, tied = np.asarray(ahead), np.asarray(tied)
     if ahead.ndim != 1 or ahead.shape != tied.shape or (ahead < 0).any() or (tied < 0).any():
         raise ValueError(f"expected counts ahead[U] and tied[U], not {ahead.shape} and {tied.shape} or below 0")
     if k is not None and k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
     end = ahead + tied + 1
-    places = int(end.max(initial=0)) if k is None else min(k, int(end.max(initial=0)))
-    total = np.concatenate([[0.0], np.cumsum(gain(np.arange(places)))])  # [p]: what the first p places gain
-    return (total[np.minimum(end, places)] - total[np.minimum(ahead, places)]) / (tied + 1)
+    ranks = int(end.max(initial=0)) if k is None else min(k, int(end.max(initial=0)))
+    total = np.concatenate([[0.0], np.cumsum(gain(np.arange(ranks)))])  # [r]: what the first r ranks gain
+    return (total[np.minimum(end, ranks)] - total[np.minimum(ahead, ranks)]) / (tied + 1)
 
 
 def _checked_lists(ranked: ArrayLike, targets: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -163,6 +163,6 @@ def _checked_lists(ranked: ArrayLike, targets: ArrayLike) -> tuple[np.ndarray, n
 
 
 def _first_hits(ranked: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """[U, t, k]: whether the list names the target at that place for the first time."""
+    """[U, t, k]: whether the list names the target at that rank for the first time."""
     hits = ranked[:, None, :] == targets[:, :, None]
     return hits & (np.cumsum(hits, axis=2) == 1)

@@ -1,17 +1,25 @@
 """Every option of `evaluate.py`, with its unit, default and bounds, in the groups that --help shows.
 
-In: the command line, or a settings file and the command line. Out: `EvaluationOptions`, one flat object.
+In: the command line, or a settings file and the command line. Out: `EvaluationOptions`, one flat object, completed by
+what the runs say, if their models can be compared.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, Optional
 
+from hanorec.data.dataset import TOY_FOLDER
+from hanorec.data.examples import HISTORY
+from hanorec.errors import DataError
 from hanorec.training.command_line import option, switch
-from hanorec.training.options import Task
+from hanorec.training.options import SFTOptions, Task, check_fixed, fixed_by_protocol
 
 MODALITIES = ("full", "blank", "shuffled", "no-titles")
+# With data, task and history: what a model reads. Views of an item may differ, they are there to be compared.
+PROMPT_SETTINGS = ("protocol", "list_candidates", "image_pixels", "image_views")
 
 
 @dataclass
@@ -43,9 +51,11 @@ class RankingOptions:
 
     data: Optional[str] = option(None, "dataset folder (default: that of the first run)", metavar="DIR")
     split: str = option("test", "rows to rank: val, test or any other <split>.tsv; the toy catalogue has cold, too")
-    task: Optional[Task] = option(None, "task to evaluate (default: that of the first run)")
-    history: Optional[int] = option(None, "most history items in a prompt (default: as in the first run)", least=1)
-    candidates: Optional[str] = option(
+    task: Task = option(None, "task to evaluate (default: that of the first run)")  # None until `complete_evaluation`
+    history: int = option(  # None until `complete_evaluation`
+        None, "most history items in a prompt (default: as in the first run)", least=1
+    )
+    candidates: str = option(  # None until `complete_evaluation`
         None,
         "items the target is ranked among, itself included; all: every item that the user has not chosen (default: 20; "
         "for runs of the protocol release: 7)",
@@ -75,3 +85,63 @@ class EvaluationComputeOptions:
 @dataclass
 class EvaluationOptions(EvaluatedOptions, RankingOptions, EvaluationComputeOptions):
     """Rank candidates with trained runs and baselines, side by side, on the same users and candidates."""
+
+
+def complete_evaluation(options: EvaluationOptions, runs: Mapping[str, SFTOptions]) -> SFTOptions:
+    """Fill what was not given, by the runs, by what their protocol fixes for the task, or else by the default. Returns
+    the first run's options with the task, history and candidates that are evaluated.
+
+    runs: by folder, how each run in `options.runs` reads prompts. Errors: DataError where two runs differ in data, task
+    or history and it is not given, or in a setting of their prompts; where an option contradicts their protocol; where
+    an option does not fit the task, the prompts or another option.
+    """
+    first = runs[options.runs[0]]
+    for name in PROMPT_SETTINGS:
+        check_alike(name, runs, "evaluate them apart")
+    if options.data is None:
+        check_alike("data", runs, "give --data, or evaluate them apart")
+        options.data = first.data
+    if options.task is None:
+        check_alike("task", runs, "give --task, or evaluate them apart")
+        options.task = first.task
+    fixed = fixed_by_protocol(first.protocol, options.task)
+    options.candidates = str(options.candidates or fixed.get("candidates", 20))
+    if options.history is None and "history" in fixed:
+        options.history = fixed["history"]
+    check_fixed(options, fixed)
+    if options.history is None:
+        usual = HISTORY[options.task]
+        of_task = {run: replace(sft, history=sft.history or usual) for run, sft in runs.items()}
+        check_alike("history", of_task, "give --history, or evaluate them apart")
+        options.history = first.history or usual
+    all_items = options.candidates == "all"
+    if all_items and options.task != "next":
+        raise DataError(f"--candidates all: ranks the next item; the task is {options.task}")
+    if all_items and first.list_candidates:
+        raise DataError(
+            f"--candidates all: the prompts of {options.runs[0]} list the candidates, and cannot list all items"
+        )
+    if options.negatives == "listed" and (all_items or options.task != "next"):
+        raise DataError("--negatives listed: draws some candidates for the next item (--candidates N, --task next)")
+    if options.show and options.task != "next":
+        raise DataError(f"--show: is for the task next; the task is {options.task}")
+    if options.show and (all_items or "full" not in options.modality):
+        raise DataError("--show: shows the scores of listed candidates (--candidates N) in the modality full")
+    listed = 2 if all_items else int(options.candidates)  # all items compete, however few an example lists
+    return replace(first, task=options.task, history=options.history, candidates=listed)
+
+
+def check_alike(name: str, runs: Mapping[str, SFTOptions], remedy: str) -> None:
+    """Errors: DataError that names the first two runs that differ in an option, and both values."""
+
+    def value(run: str):
+        given = getattr(runs[run], name)
+        return str(Path(given or TOY_FOLDER).resolve()) if name == "data" else given  # a folder has several names
+
+    first, *others = runs
+    for run in others:
+        if value(run) != value(first):
+            raise DataError(
+                f"{first} and {run} cannot be compared: --{name.replace('_', '-')} was {value(first)!r} in {first} and "
+                f"{value(run)!r} in {run}; {remedy}"
+            )
