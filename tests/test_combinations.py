@@ -6,7 +6,7 @@ import json
 import math
 from typing import get_args, get_type_hints
 
-import families
+from tools import families
 import pytest
 
 from hanorec.related.objectives import PAPER_BETA

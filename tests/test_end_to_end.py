@@ -9,7 +9,7 @@ import runpy
 import shutil
 import sys
 
-import families
+from tools import families
 import numpy as np
 import pytest
 import torch

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import families
+from tools import families
 import pytest
 import torch
 

@@ -10,7 +10,7 @@ import warnings
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
-import families
+from tools import families
 import pytest
 import torch
 from peft import PeftModel

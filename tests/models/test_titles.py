@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 
-import families
+from tools import families
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers

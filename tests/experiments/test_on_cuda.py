@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-import families
+from tools import families
 import torch
 from conftest import ROOT
 from torch.nn.attention.flex_attention import flex_attention

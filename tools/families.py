@@ -1,5 +1,5 @@
-"""Small random checkpoints of many model families, in hub format, each with the family's own processor class, its
-special tokens and a chat template of its form. Nothing is downloaded."""
+
+
 
 from __future__ import annotations
 
