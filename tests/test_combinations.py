@@ -6,11 +6,11 @@ import json
 import math
 from typing import get_args, get_type_hints
 
-from tools import families
 import pytest
 
 from hanorec.related.objectives import PAPER_BETA
 from hanorec.training.dpo_options import RelatedOptions
+from tools import families
 
 NEGATIVES = get_args(get_type_hints(RelatedOptions)["negatives"])
 # 20 users in batches of 2, twice: 20 steps. Two LoRA matrices learn.

@@ -9,7 +9,6 @@ import runpy
 import shutil
 import sys
 
-from tools import families
 import numpy as np
 import pytest
 import torch
@@ -24,6 +23,7 @@ from hanorec.evaluation.ranking import answer_with_model
 from hanorec.models.backbone import load_backbone
 from hanorec.models.encoding import LANGUAGE
 from hanorec.training.runs import load_run
+from tools import families
 
 FEW = ["--max-steps", 4, "--validate-every", 2, "--validate-users", 6, "--batch-size", 4, "--log-every", 1,
        "--train-users", 16]  # fmt: skip

@@ -1,5 +1,5 @@
-
-
+"""Small random checkpoints of many model families, in hub format, each with the family's own processor class, its
+special tokens and a chat template of its form, and the family's own forward to compare with. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ TEXT = dict(
 VISION = dict(
     hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
 )
-PARTS = "{% for part in m['content'] %}{% if part['type'] == 'image' %}IMAGE{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+PARTS = (
+    "{% for part in m['content'] %}{% if part['type'] == 'image' %}IMAGE{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}"
+)
 CHATML = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n" + PARTS + "<|im_end|>\n{% endfor %}"
 
 
@@ -185,7 +188,8 @@ def internvl():
         size={"height": 32, "width": 32}, crop_to_patches=True, min_patches=1, max_patches=3
     )
     processor = hf.InternVLProcessor(
-        images, tokenizer, InternVLVideoProcessor(), image_seq_length=4, chat_template=CHATML.replace("IMAGE", "<IMG_CONTEXT>\n"),
+        images, tokenizer, InternVLVideoProcessor(), image_seq_length=4,
+        chat_template=CHATML.replace("IMAGE", "<IMG_CONTEXT>\n"),
     )  # fmt: skip
     return hf.InternVLForConditionalGeneration(config), processor
 
@@ -201,8 +205,8 @@ def gemma3():
     config = hf.Gemma3Config(
         text_config=text | dict(sliding_window=24, layer_types=layers, pad_token_id=tokenizer.pad_token_id),
         vision_config=VISION | dict(model_type="siglip_vision_model", vision_use_head=False),
-        mm_tokens_per_image=4, image_token_index=token_id("<image_soft_token>"), boi_token_index=token_id("<start_of_image>"),
-        eoi_token_index=token_id("<end_of_image>"),
+        mm_tokens_per_image=4, image_token_index=token_id("<image_soft_token>"),
+        boi_token_index=token_id("<start_of_image>"), eoi_token_index=token_id("<end_of_image>"),
     )  # fmt: skip
     template = (
         tiny.START + "{% for m in messages %}<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
@@ -249,7 +253,8 @@ def asked_plainly(backbone, pictures, text: str) -> tuple[list[int], dict]:
 
 
 def plain_logps(backbone, ids: list[int], inputs: dict, responses) -> torch.Tensor:
-    """log π(y|x) by the family's own forward, each response in a sequence with the prompt and its pixels, [responses]."""
+    """log π(y|x) by the family's own forward, each response in a sequence with the prompt and its pixels,
+    [responses]."""
     logps, half = [], backbone.compute != torch.float32
     for response in responses:
         whole, types = torch.tensor([ids + response], device=backbone.device), {}

@@ -1,28 +1,25 @@
-#!/usr/bin/env python3
 """How costs grow with the history, the candidates and the catalogue, on the tiny backbone; prints JSON.
 
-Histories and catalogues longer than the toy world's are made of the same images and of titles of made-up words, so the
-figures are about time and memory alone.
+`benchmark.py` runs it. Histories and catalogues longer than the toy world's are made of the same images and of titles
+of made-up words, so the figures are about time and memory alone.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from bench_models import catalogue
-from bench_worker import memory
 
+from experiments.speed.turns import forget_peak, memory
 from hanorec.data.batching import epoch_order
-from hanorec.data.catalog import read_catalog
-from hanorec.data.dataset import open_dataset, split_examples
+from hanorec.data.dataset import Dataset, open_dataset, split_examples
 from hanorec.data.examples import Example
 from hanorec.data.full_catalog import FullCatalog
 from hanorec.evaluation.ranking import answer_with_model
@@ -33,51 +30,51 @@ from hanorec.models.images import CatalogImages
 from hanorec.models.lora import add_lora
 from hanorec.models.prompts import Prompts
 from hanorec.models.scoring import score
+from tools.backbones import catalogue
 
 HISTORIES = (5, 10, 20, 50)
 CANDIDATES = (20, 100, 300, 1000)
 CATALOGUES = (1_000, 10_000, 100_000)
-WIDTH, NEIGHBOURS, PAIRS = 576, 10, 1_000_000  # SmolLM2-135M's width, the paper's K
+WIDTH, NEIGHBOURS, PAIRS = 576, 10, (10_000, 100_000, 1_000_000)  # SmolLM2-135M's width, the paper's K
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--catalogues", type=int, nargs="+", default=CATALOGUES)
-    args = parser.parse_args()
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     with TemporaryDirectory() as folder:
-        data = open_dataset(catalogue(Path(folder) / "toy", 64))
+        data = open_dataset(catalogue(Path(folder) / "toy", "tiny"))
         backbone = load_backbone("tiny", dtype="float32")
-        files = list(read_catalog(data.folder).images)
         examples = split_examples(data, "test", "next", users=16)
-        images = CatalogImages(backbone, files, frozen=True, progress=False)
+        images = CatalogImages(backbone, data.catalog.images, frozen=True, progress=False)
         growths = [
             hardness_growth(rng),  # first: memory that another measurement has freed would hide what this one needs
-            neighbours_growth(args.catalogues),
+            neighbours_growth(),
             padding(data, backbone, images),
-            one_pass(backbone, images, data.catalog.titles, examples),
-            candidates_growth(backbone, images, examples, max(CANDIDATES), rng),
-            ranking_growth(backbone, files, examples, args.catalogues, rng),
-            history_growth(backbone, images, data.catalog.titles, examples, rng),
+            one_pass(backbone, images, data, examples),
+            candidates_growth(backbone, images, examples, rng),
+            ranking_growth(backbone, data, examples, rng),
+            history_growth(backbone, images, data, examples, rng),
         ]
     print(json.dumps(growths))
 
 
+def growth(title: str, header: list[str], rows: list[list[str]]) -> dict:
+    return {"title": title, "header": header, "rows": rows}
+
+
 def timed(work: Callable[[], object], repeats: int = 3) -> float:
     """Seconds, the median of some runs after one that warms up."""
-    work()
     seconds = []
-    for _ in range(repeats):
+    for _ in range(repeats + 1):
         begun = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - begun)
-    return sorted(seconds)[repeats // 2]
+    return median(seconds[1:])
 
 
 def high_water(work: Callable[[], object]) -> tuple[float, float]:
     """Seconds, and MiB at most above what the process held before."""
-    Path("/proc/self/clear_refs").write_text("5")
+    forget_peak()
     before, begun = memory("VmRSS"), time.perf_counter()
     work()
     return time.perf_counter() - begun, memory("VmHWM") - before
@@ -89,7 +86,7 @@ def made_up_titles(number: int, rng: np.random.Generator) -> list[str]:
     return [" ".join(words[k] for k in rng.integers(0, len(words), 3)) for _ in range(number)]
 
 
-def padding(data, backbone: Backbone, images: CatalogImages) -> dict:
+def padding(data: Dataset, backbone: Backbone, images: CatalogImages) -> dict:
     """What padding adds to the tokens of SFT's batches of 16 windows."""
     examples = split_examples(data, "train", "next", windows="every")
     prompts = Prompts(backbone, images, data.catalog.titles, "next", list_candidates=False)
@@ -102,49 +99,48 @@ def padding(data, backbone: Backbone, images: CatalogImages) -> dict:
     rows = [
         [way, f"{sum(len(b) * lengths[b].max() for b in order) / lengths.sum() - 1:.1%}"] for way, order in ways.items()
     ]
-    return {"title": "Padding in batches of 16", "header": ["batches", "padding"], "rows": rows}
+    return growth("Padding in batches of 16", ["batches", "padding"], rows)
+
+
+def pairs_of(prompts: Prompts, examples: list[Example]) -> tuple[list, list]:
+    """Prompts, and the chosen and rejected responses of each."""
+    return [prompts.prompt(e) for e in examples], [[prompts.chosen(e), *prompts.rejected(e)] for e in examples]
 
 
 @torch.no_grad()
-def one_pass(backbone: Backbone, images: CatalogImages, titles: tuple[str, ...], examples: list[Example]) -> dict:
+def one_pass(backbone: Backbone, images: CatalogImages, data: Dataset, examples: list[Example]) -> dict:
     """Would reference and policy in one forward over twice the prompts be cheaper than in two?"""
-    prompts = Prompts(backbone, images, titles, "next", list_candidates=False)
-    x = [prompts.prompt(example) for example in examples]
-    y = [[prompts.chosen(example), *prompts.rejected(example)] for example in examples]
+    x, y = pairs_of(Prompts(backbone, images, data.catalog.titles, "next", list_candidates=False), examples)
     two = timed(lambda: [score(backbone, images, x, y) for _ in range(2)], 7)
     one = timed(lambda: score(backbone, images, x + x, y + y), 7)
     rows = [["two forwards of 16 prompts", f"{1000 * two:.0f}"], ["one forward of 32", f"{1000 * one:.0f}"]]
-    return {
-        "title": "Reference and policy in one pass over the weights",
-        "header": ["way", "milliseconds"],
-        "rows": rows,
-    }
+    return growth("Reference and policy in one pass over the weights", ["way", "milliseconds"], rows)
 
 
 def history_growth(
-    backbone: Backbone, images: CatalogImages, titles: tuple[str, ...], examples: list[Example], rng
+    backbone: Backbone, images: CatalogImages, data: Dataset, examples: list[Example], rng: np.random.Generator
 ) -> dict:
     """A training pair's time with longer and longer histories."""
-    policy = add_lora(backbone)
+    policy, titles, rows = add_lora(backbone), data.catalog.titles, []
     policy.model.train()
-    rows = []
+    prompts = Prompts(policy, images, titles, "next", list_candidates=False)
     for length in HISTORIES:
-        prompts = Prompts(policy, images, titles, "next", list_candidates=False)
         longer = [replace(e, history=tuple(rng.integers(0, len(titles), length).tolist())) for e in examples[:8]]
-        x = [prompts.prompt(example) for example in longer]
-        y = [[prompts.chosen(example), *prompts.rejected(example)] for example in longer]
+        x, y = pairs_of(prompts, longer)
 
         def step(x=x, y=y):
             (score(policy, images, x, y).view(-1, 2) @ torch.tensor([-1.0, 1.0])).sum().backward()
 
         rows.append([str(length), f"{len(x[0].ids)}", f"{1000 * timed(step) / len(x):.1f}"])
     header = ["items of history", "tokens of a prompt", "milliseconds a training pair"]
-    return {"title": "Longer histories (tiny backbone, no candidate list)", "header": header, "rows": rows}
+    return growth("Longer histories (tiny backbone, no candidate list)", header, rows)
 
 
-def candidates_growth(backbone: Backbone, images: CatalogImages, examples: list[Example], most: int, rng) -> dict:
+def candidates_growth(
+    backbone: Backbone, images: CatalogImages, examples: list[Example], rng: np.random.Generator
+) -> dict:
     """A user's time with more and more candidates to rank."""
-    titles = made_up_titles(max(most, len(images.blocks)), rng)
+    titles = made_up_titles(max(*CANDIDATES, len(images.blocks)), rng)
     prompts = Prompts(backbone, images, titles, "next", list_candidates=False)
     rows = []
     for number in CANDIDATES:
@@ -153,51 +149,47 @@ def candidates_growth(backbone: Backbone, images: CatalogImages, examples: list[
         seconds = timed(lambda users=users: answer_with_model(backbone, prompts, users)) / len(users)
         rows.append([str(number), f"{1000 * seconds:.1f}", f"{1e6 * seconds / number:.0f}"])
     header = ["candidates", "milliseconds a user", "microseconds a candidate"]
-    return {"title": "More candidates, each scored (tiny backbone)", "header": header, "rows": rows}
+    return growth("More candidates, each scored (tiny backbone)", header, rows)
 
 
-def ranking_growth(backbone: Backbone, files: list, examples: list[Example], sizes, rng) -> dict:
-    """A user's time to find the target's place in the whole catalogue."""
+def ranking_growth(backbone: Backbone, data: Dataset, examples: list[Example], rng: np.random.Generator) -> dict:
+    """A user's time to find the target's rank in the whole catalogue."""
     rows = []
-    for size in sizes:
-        padded = (files + [None] * size)[: max(size, len(files))]
-        images = CatalogImages(backbone, padded, frozen=True, progress=False)
-        prompts = Prompts(backbone, images, made_up_titles(len(padded), rng), "next", list_candidates=False)
-        full_catalog = FullCatalog(np.arange(size))
+    for size in CATALOGUES:
+        files = [*data.catalog.images, *[None] * size][: max(size, len(data.catalog.images))]
+        images = CatalogImages(backbone, files, frozen=True, progress=False)
+        prompts = Prompts(backbone, images, made_up_titles(len(files), rng), "next", list_candidates=False)
         drawn = rng.integers(size, size=len(examples)).tolist()
         users = [replace(e, targets=(target,), seen=e.seen | {target}) for e, target in zip(examples, drawn)]
+
+        full_catalog = FullCatalog(np.arange(size))
 
         def rank(users: list[Example], prompts=prompts, full_catalog=full_catalog):
             return answer_with_model(backbone, prompts, users, full_catalog=full_catalog)
 
         first_seconds, mib = high_water(lambda rank=rank, users=users: rank(users[:1]))
-        seconds = timed(lambda rank=rank, users=users: rank(users), 1)
-        a_user = (seconds - first_seconds) / (len(users) - 1)
+        a_user = (timed(lambda rank=rank, users=users: rank(users), 1) - first_seconds) / (len(users) - 1)
         rows.append([f"{size:,}", f"{1000 * a_user:.0f}", f"{first_seconds:.1f}", f"{mib:.0f}"])
     header = ["catalogue", "milliseconds a user", "seconds for the trie and the first", "MiB"]
-    return {
-        "title": "The whole catalogue, places to 50 exact (tiny backbone, random targets)",
-        "header": header,
-        "rows": rows,
-    }
+    return growth("The whole catalogue, places to 50 exact (tiny backbone, random targets)", header, rows)
 
 
-def neighbours_growth(sizes) -> dict:
+def neighbours_growth() -> dict:
     """Time and memory of the K nearest items of every item."""
     rows = []
-    for size in sizes:
+    for size in CATALOGUES:
         points = torch.nn.functional.normalize(torch.randn(size, WIDTH), dim=1)
         seconds, mib = high_water(lambda points=points: nearest(points, NEIGHBOURS))
         rows.append([f"{size:,}", f"{seconds:.1f}", f"{mib:.0f}", f"{size**2 * 4 / 2**20:,.0f}"])
     header = ["catalogue", "seconds", "MiB at most", "MiB of all similarities, for comparison"]
-    return {"title": f"{NEIGHBOURS} neighbours of every item (width {WIDTH})", "header": header, "rows": rows}
+    return growth(f"{NEIGHBOURS} neighbours of every item (width {WIDTH})", header, rows)
 
 
-def hardness_growth(rng) -> dict:
+def hardness_growth(rng: np.random.Generator) -> dict:
     """λ of very many pairs."""
     similarities = torch.rand(100_000, NEIGHBOURS).sort(dim=1, descending=True).values
     rows = []
-    for pairs in (PAIRS // 100, PAIRS // 10, PAIRS):
+    for pairs in PAIRS:
         chosen, rejected = torch.from_numpy(rng.integers(0, len(similarities), (2, pairs)))
 
         def weigh(chosen=chosen, rejected=rejected):
@@ -205,7 +197,7 @@ def hardness_growth(rng) -> dict:
 
         seconds, mib = high_water(weigh)
         rows.append([f"{pairs:,}", f"{seconds:.2f}", f"{mib:.0f}"])
-    return {"title": "Hardness of pairs", "header": ["pairs", "seconds", "MiB at most"], "rows": rows}
+    return growth("Hardness of pairs", ["pairs", "seconds", "MiB at most"], rows)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-#!/usr/bin/env python3
 """A third side of the benchmark: TRL's DPOTrainer on the same pairs and the same checkpoint.
 
-Needs `trl` and `datasets`, which this project does not. Built the ordinary way, with LoRA on the linear layers of the
-language model and its dropout on, as on this project's side; gradient checkpointing, which TRL turns on, is off: it
-costs time. Speaks as bench_worker.py does: reads `run K`, trains K steps, answers with a line of JSON.
+`benchmark.py` and `nested.py` start it with an interpreter that has `trl` and `datasets`, which this project does not
+need. Built the ordinary way, with LoRA on the linear layers of the language model and its dropout on, as on this
+project's side; gradient checkpointing, which TRL turns on, is off: it costs time.
 
 On a device without Triton kernels, TRL's fused head computes the logits of every position, prompt and padding included,
 in chunks. --head-cut makes it score response positions alone, as it does where it has the kernels.
@@ -16,12 +15,13 @@ import json
 import os
 import sys
 import tempfile
-import time
 from itertools import count
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from experiments.speed.turns import serve
 
 
 def main() -> None:
@@ -39,9 +39,25 @@ def main() -> None:
         sys.exit("error: --trl-python needs an interpreter that has trl and datasets")
     if args.head_cut:
         trl.trainer.utils._use_triton = lambda device: True  # here it only decides which positions are scored
-    rows = json.loads(args.pairs.read_text())
     with tempfile.TemporaryDirectory() as folder:
-        work(trainer_for(args, rows, folder), rows, answers)
+        trainer = trainer_for(args, json.loads(args.pairs.read_text()), folder)
+        trainer.create_optimizer()
+        trainer.model.train()
+        trainer.current_gradient_accumulation_steps = 1  # which `train` would set
+        loader = trainer.get_train_dataloader()
+        batches = (batch for _ in count() for batch in loader)  # images are opened and processed anew every time
+        mask = next(batches)["attention_mask"]
+
+        def run(steps: int) -> dict:
+            losses = []
+            for _ in range(steps):
+                losses.append(trainer.training_step(trainer.model, next(batches)).item())
+                torch.nn.utils.clip_grad_norm_([p for p in trainer.model.parameters() if p.requires_grad], 1.0)
+                trainer.optimizer.step()
+                trainer.optimizer.zero_grad()
+            return {"done": steps * args.batch_size, "losses": losses}
+
+        serve(run, {"tokens_a_response": float(mask.sum() / len(mask))}, answers)
 
 
 def trainer_for(args: argparse.Namespace, rows: list[dict], folder: str):
@@ -76,40 +92,6 @@ def trainer_for(args: argparse.Namespace, rows: list[dict], folder: str):
     lora = LoraConfig(r=8, lora_alpha=32, lora_dropout=0.05, target_modules=inside)
     processor = AutoProcessor.from_pretrained(args.checkpoint)
     return DPOTrainer(model=model, args=config, train_dataset=data, processing_class=processor, peft_config=lora)
-
-
-def work(trainer, rows: list[dict], answers) -> None:
-    trainer.create_optimizer()
-    trainer.model.train()
-    trainer.current_gradient_accumulation_steps = 1  # which `train` would set
-    loader = trainer.get_train_dataloader()
-    batches = (batch for _ in count() for batch in loader)  # images are opened and processed anew every time
-    batch = next(batches)
-    tokens = float(batch["attention_mask"].sum() / len(batch["attention_mask"]))
-    say(answers, ready=True, tokens_a_response=tokens)
-    base = memory("VmRSS")
-    for line in sys.stdin:
-        if not line.startswith("run"):
-            break
-        Path("/proc/self/clear_refs").write_text("5")
-        begun, cpu, losses, steps = time.perf_counter(), time.process_time(), [], int(line.split()[1])
-        for _ in range(steps):
-            losses.append(trainer.training_step(trainer.model, next(batches)).item())
-            torch.nn.utils.clip_grad_norm_([p for p in trainer.model.parameters() if p.requires_grad], 1.0)
-            trainer.optimizer.step()
-            trainer.optimizer.zero_grad()
-        say(answers, done=steps * trainer.args.per_device_train_batch_size, seconds=time.perf_counter() - begun,
-            cpu_seconds=time.process_time() - cpu, losses=losses, base_mib=base, peak_mib=memory("VmHWM"))  # fmt: skip
-
-
-def say(answers, **values) -> None:
-    print(json.dumps(values), file=answers, flush=True)
-
-
-def memory(name: str) -> float:
-    """MiB of this process, from Linux's own books."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) / 1024
 
 
 if __name__ == "__main__":

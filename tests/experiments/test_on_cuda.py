@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from tools import families
 import torch
 from conftest import ROOT
 from torch.nn.attention.flex_attention import flex_attention
+
+from tools import families
 
 sys.path.insert(0, str(ROOT / "experiments"))
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tools import families
 import pytest
 import torch
 
 from hanorec.models import discovery as layouts
 from hanorec.models.backbone import describe, load_backbone
 from hanorec.models.layout import FULL, SLIDING, VISIBILITIES, Layout
+from tools import families
 
 ONE_KIND, TWO_KINDS = {FULL}, {FULL, SLIDING}
 EXPECTED = {  # visibility, first position, kinds of layers, window, positions in three axes?

@@ -10,7 +10,6 @@ import warnings
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
-from tools import families
 import pytest
 import torch
 from peft import PeftModel
@@ -34,6 +33,7 @@ from hanorec.models.prompts import Prompts, windows_for
 from hanorec.models.scoring import score
 from hanorec.training.optimization import adamw
 from hanorec.training.runs import load_start
+from tools import families
 
 CPU = torch.device("cpu")
 EVERY = [*families.PACKED, *families.PLAIN]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from copy import deepcopy
 
-from tools import families
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -13,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from hanorec.data.toy import THEMES
 from hanorec.models.backbone import Backbone, describe, load_backbone
 from hanorec.models.layout import Layout
+from tools import families
 
 ORDINARY = [
     *(word for words in THEMES.values() for word in words),
