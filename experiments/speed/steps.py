@@ -35,7 +35,7 @@ from hanorec.models.lora import Dropout, add_lora
 from hanorec.models.packing import Prompt
 from hanorec.models.prompts import Prompts
 from hanorec.models.scoring import score
-from hanorec.related.objectives import sdpo_loss
+from hanorec.related.group_objectives import sdpo_loss
 from hanorec.training.optimization import adamw, clip_gradients
 
 REJECTED = (1, 3, 7, 15)
