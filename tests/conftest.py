@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in several processes, and these start more
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests are of the CPU, to rounding; experiments/on_cuda.py is of the GPU
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests are of the CPU, to rounding; `checks/on_cuda.py` is of the GPU
 
 import pytest
 import torch

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experiments import check_results
+from experiments.checks import check_results
 from hanorec.data.toy import World
 from hanorec.training.dpo_options import DPOOptions
 from hanorec.training.evaluation_options import EvaluationOptions
@@ -176,7 +176,7 @@ def test_every_equation_has_its_line_in_the_dpo_script(number):
 
 
 def test_marked_tables_and_figures_are_those_of_their_files():
-    assert [line for page in PAGES for line in check_results.differences(page)] == []
+    assert [line for page in check_results.pages() for line in check_results.differences(page)] == []
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/results.md"])

@@ -1,12 +1,11 @@
-#!/usr/bin/env python3
-"""Compare the tables and figures of README.md and docs/ with the files of experiments/results that they come from.
+"""Compare the tables and figures of README.md, docs/ and the experiments' READMEs with the files that they come from.
 
-    python experiments/check_results.py
+    python -m experiments.checks.check_results
 
 An HTML comment on the line before says where a table or a paragraph comes from, from one file or from several:
 
-    <!-- rows of experiments/results/main-job.md -->
-    <!-- figures of experiments/results/rejected.md and experiments/results/rejected-135m.md -->
+    <!-- rows of experiments/claims/main-job.md -->
+    <!-- figures of experiments/speed/rejected.md and experiments/speed/rejected-135m.md -->
 
 A table may leave out rows and columns of its file: columns are matched by their headers, and every row must stand, cell
 for cell, in the same one of the file's tables. Every decimal number of a paragraph must stand in its file. Prints what
@@ -20,17 +19,21 @@ import re
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from experiments.common import ROOT
+
 MARKER = re.compile(r"<!-- (rows|figures) of (.+) -->")
 Table = list[list[str]]  # rows of cells, the header first
 
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    found = [line for page in pages for line in differences(page)]
-    print("\n".join(found) or f"the marked tables and figures of {len(pages)} pages are those of their files")
+    found = [line for page in pages() for line in differences(page)]
+    print("\n".join(found) or f"the marked tables and figures of {len(pages())} pages are those of their files")
     sys.exit(bool(found))
+
+
+def pages() -> list[Path]:
+    return [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("experiments/**/README.md"))]
 
 
 def differences(page: Path, root: Path = ROOT) -> list[str]:

@@ -1,11 +1,10 @@
-#!/usr/bin/env python3
 """Kill training with SIGKILL at random moments, resume it, and compare every byte of what it leaves with a run that was
 never killed.
 
-    python experiments/kills.py              10 kills of SFT and 10 of HaNoRec, tiny backbone, toy catalogue
-    python experiments/kills.py --kills 3
+    python -m experiments.checks.kills              10 kills of SFT and 10 of HaNoRec, tiny backbone, toy catalogue
+    python -m experiments.checks.kills --kills 3
 
-Writes experiments/results/kills.md.
+Writes kills.md.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from experiments.common import ROOT
 from hanorec.evaluation.report import markdown
 
-HERE = Path(__file__).resolve().parent
 SHORT = [
     "--max-steps", "30", "--train-users", "400", "--batch-size", "8", "--validate-every", "7", "--validate-users", "20",
     "--checkpoint-every", "2", "--log-every", "1",
@@ -47,16 +46,15 @@ def main() -> None:
                 print(f"{stage} {number + 1}/{args.kills}: {rows[-1]}", flush=True)
     identical = sum(row[-1] == "yes" for row in rows)
     table = markdown(["stage", "killed after, s", "steps written then", "identical"], rows)
-    (HERE / "results" / "kills.md").write_text(
-        f"{identical} of {len(rows)} killed and resumed runs left exactly what the whole run left.\n\n{table}\n"
-    )
+    text = f"{identical} of {len(rows)} killed and resumed runs left exactly what the whole run left.\n\n{table}\n"
+    Path(__file__).with_suffix(".md").write_text(text, encoding="utf-8")
     sys.exit(identical != len(rows))
 
 
 def command(stage: str, output: Path, folder: Path) -> list[str]:
     own = ["train_sft.py"] if stage == "sft" else ["train_dpo.py", "--sft", str(folder / "sft-whole")]
-    own[0] = str(HERE.parent / own[0])
-    return [sys.executable, *own, "--output", str(output), "--cache", str(folder / "cache"), *SHORT]
+    own += ["--output", str(output), "--cache", str(folder / "cache"), *SHORT]
+    return [sys.executable, str(ROOT / own[0]), *own[1:]]
 
 
 def one(stage: str, folder: Path, moment: float, expected: dict[str, str]) -> list:

@@ -1,8 +1,7 @@
-#!/usr/bin/env python3
 """Does a change of the code change a number? Five short runs, compared bit by bit with those of another checkout.
 
-    python experiments/checks/same_numbers.py FOLDER                    runs of this checkout, on one thread
-    python experiments/checks/same_numbers.py FOLDER --against OTHER    and compares them with another checkout's
+    python -m experiments.checks.same_numbers FOLDER                    runs of this checkout, on one thread
+    python -m experiments.checks.same_numbers FOLDER --against OTHER    and compares them with another checkout's
 
 The runs: SFT, SFT with LoRA, HaNoRec and DPO on top of the first, and the first and third in two processes. Compared
 are every line of metrics.jsonl and every tensor of the models. Exits with 1 where something differs.
@@ -19,7 +18,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).resolve().parents[2]
+from experiments.common import ROOT
+
 SFT = "train_sft.py --max-steps 60 --validate-every 30 --validate-users 50"
 DPO = "train_dpo.py --sft {folder}/sft --train-users 800 --max-steps 20 --validate-users 50"
 TWO = "-m torch.distributed.run --standalone --nproc-per-node 2"

@@ -50,7 +50,6 @@ def main() -> None:
             hardness_growth(rng),  # first: memory that another measurement has freed would hide what this one needs
             neighbours_growth(),
             padding(data, backbone, images),
-            one_pass(backbone, images, data, examples),
             candidates_growth(backbone, images, examples, rng),
             ranking_growth(backbone, data, examples, rng),
             history_growth(backbone, images, data, examples, rng),
@@ -102,21 +101,6 @@ def padding(data: Dataset, backbone: Backbone, images: CatalogImages) -> dict:
     return growth("Padding in batches of 16", ["batches", "padding"], rows)
 
 
-def pairs_of(prompts: Prompts, examples: list[Example]) -> tuple[list, list]:
-    """Prompts, and the chosen and rejected responses of each."""
-    return [prompts.prompt(e) for e in examples], [[prompts.chosen(e), *prompts.rejected(e)] for e in examples]
-
-
-@torch.no_grad()
-def one_pass(backbone: Backbone, images: CatalogImages, data: Dataset, examples: list[Example]) -> dict:
-    """Would reference and policy in one forward over twice the prompts be cheaper than in two?"""
-    x, y = pairs_of(Prompts(backbone, images, data.catalog.titles, "next", list_candidates=False), examples)
-    two = timed(lambda: [score(backbone, images, x, y) for _ in range(2)], 7)
-    one = timed(lambda: score(backbone, images, x + x, y + y), 7)
-    rows = [["two forwards of 16 prompts", f"{1000 * two:.0f}"], ["one forward of 32", f"{1000 * one:.0f}"]]
-    return growth("Reference and policy in one pass over the weights", ["way", "milliseconds"], rows)
-
-
 def history_growth(
     backbone: Backbone, images: CatalogImages, data: Dataset, examples: list[Example], rng: np.random.Generator
 ) -> dict:
@@ -126,7 +110,8 @@ def history_growth(
     prompts = Prompts(policy, images, titles, "next", list_candidates=False)
     for length in HISTORIES:
         longer = [replace(e, history=tuple(rng.integers(0, len(titles), length).tolist())) for e in examples[:8]]
-        x, y = pairs_of(prompts, longer)
+        x = [prompts.prompt(e) for e in longer]
+        y = [[prompts.chosen(e), *prompts.rejected(e)] for e in longer]
 
         def step(x=x, y=y):
             (score(policy, images, x, y).view(-1, 2) @ torch.tensor([-1.0, 1.0])).sum().backward()

@@ -91,7 +91,7 @@ class Dropout(torch.nn.Dropout):
 
     Poisson(−n log(1 − p)) draws with replacement from n elements hit each of them at least once with chance p,
     independently of the others. With torch's own dropout a HaNoRec step takes 1.18 times as long on the tiny backbone
-    and 1.15 times at 138 M parameters (`experiments/dropout.py`).
+    and 1.15 times at 138 M parameters (`experiments/speed/dropout.md`).
     """
 
     def forward(self, x: Tensor) -> Tensor:
