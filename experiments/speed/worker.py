@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from experiments.speed.turns import serve
-from experiments.timing import flops, matrix_product_rate
 from hanorec.data.batching import batches, epoch_order
 from hanorec.data.catalog import Catalog, load_image
 from hanorec.data.dataset import open_dataset, split_examples
@@ -30,7 +31,7 @@ from hanorec.models import scoring
 from hanorec.models.backbone import load_backbone
 from hanorec.models.images import CatalogImages
 from hanorec.models.lora import add_lora, freeze_vision
-from hanorec.models.packing import pack
+from hanorec.models.packing import Packed, pack
 from hanorec.models.prompts import HISTORY, QUESTIONS, Prompts
 from hanorec.models.scoring import score
 from hanorec.training.optimization import adamw, clip_gradients
@@ -50,7 +51,7 @@ def main() -> None:
     state = set_up(**vars(parser.parse_args()))
     for parameter in state.policy.model.parameters():
         parameter.sum()  # weights are mapped from their file: in memory, they belong to what is held before a step
-    serve(lambda steps: run(state, steps), state.facts, after=lambda: {"gemm": matrix_product_rate(2048)})
+    serve(lambda steps: run(state, steps), state.facts, after=lambda: {"gemm": matrix_product_rate()})
 
 
 def run(state: SimpleNamespace, steps: int) -> dict:
@@ -177,13 +178,35 @@ def ours(state: SimpleNamespace, batch: list[int], noise: float) -> Tensor:
         state.spent["flops"] += flops(state.policy.model, packed)
         return packed
 
-    scoring.pack = timed_pack
     prompts, responses = [state.prompts[i] for i in batch], [state.responses[i] for i in batch]
-    with spent_on(state, "model"):
+    with spent_on(state, "model"), patch.object(scoring, "pack", timed_pack):
         logps = score(state.policy, state.images, prompts, responses, noise_std=noise)
     state.spent["data"] += sum(packing)
     state.spent["model"] -= sum(packing)
     return logps
+
+
+def flops(model: torch.nn.Module, packed: Packed) -> float:
+    """Of a forward and backward of the language model: 2 an element of a frozen matrix and token forward and 2 for
+    the input's gradient; 2 + 2 + 2 for one that trains; attention over visible keys alone; the head where a token
+    is predicted. Padding does not count, nor does what is computed twice or in vain."""
+    text = model.config.get_text_config()
+    language = re.compile(r"(text_model|language_model)\.(?!embed).")
+    inner = [(n, p) for n, p in model.named_parameters() if language.search(n) and p.ndim == 2]
+    a_token = sum((6 if p.requires_grad else 4) * p.numel() for _, p in inner)
+    tokens = int((packed.attention_mask[:, 0].sum(-1) > 1).sum()) + len(packed.attention_mask)
+    attention = 12 * text.hidden_size * text.num_hidden_layers * int(packed.attention_mask.sum())
+    return tokens * a_token + attention + len(packed.labels) * 4 * text.vocab_size * text.hidden_size
+
+
+def matrix_product_rate(size: int = 2048) -> float:
+    """FLOP/s of a large float32 matrix product, the best of five."""
+    a, b, best = torch.randn(size, size), torch.randn(size, size), 0.0
+    for _ in range(5):
+        begun = time.perf_counter()
+        a @ b
+        best = max(best, 2 * size**3 / (time.perf_counter() - begun))
+    return best
 
 
 def plain(state: SimpleNamespace, batch: list[int], noise: float) -> Tensor:
