@@ -92,21 +92,24 @@ def test_every_method_runs_once_before_a_second_seed():
     )
 
 
-@pytest.mark.parametrize("world", worlds.WORLDS)
-def test_the_scripts_take_every_command_of_the_grid(world, monkeypatch):
-    """Also that no part is switched off which an objective does not have."""
-    sft = SFTOptions()
+@pytest.mark.parametrize("script", OPTIONS)
+def test_the_scripts_take_every_command_of_the_grid(script, monkeypatch):
+    """Every method in one world, and the kinds of methods in every world. Also that no part is switched off which an
+    objective does not have."""
+    sft, runs = SFTOptions(), Path("runs")
     complete_sft(sft)
-    for method in [*worlds.METHODS, "dpo@1e-3"]:
-        key, runs = Key(world, method, 1), Path("runs")
-        start = commands.start_command(worlds.WORLDS[world].start, 1, runs)
-        for command in filter(
-            None, [start, commands.train_command(key, runs), *commands.view_commands(key, runs).values()]
-        ):
-            monkeypatch.setattr(sys, "argv", command)
-            options = parse(OPTIONS[command[0]])
-            if command[0] == "train_dpo.py":
-                complete_dpo(options, sft)
+    keys = [Key("early", method, 1) for method in worlds.METHODS]
+    keys += [Key(world, method, 1) for world in worlds.WORLDS for method in ("sft-continued", "dpo", "dpo@1e-3")]
+    found = [commands.start_command(name, 1, runs) for name in worlds.STARTS]
+    found += [commands.train_command(key, runs) for key in keys]
+    found += [command for key in keys for command in commands.view_commands(key, runs).values()]
+    found = [command for command in found if command and command[0] == script]
+    assert len(found) > 20
+    for command in map(list, dict.fromkeys(map(tuple, found))):
+        monkeypatch.setattr(sys, "argv", command)
+        options = parse(OPTIONS[script])
+        if script == "train_dpo.py":
+            complete_dpo(options, sft)
 
 
 def test_the_control_sees_the_same_windows_for_the_same_steps(monkeypatch):
