@@ -20,6 +20,7 @@ from experiments.claims.worlds import (
     STARTS,
     TITLES,
     WORLDS,
+    Views,
 )
 from hanorec.errors import DataError
 
@@ -91,7 +92,7 @@ def training(key: Key) -> list[str]:
     return ["train_dpo.py", *options, *world.preference, *chosen]
 
 
-def views(key: Key) -> dict[str, tuple[str, tuple[str, ...]]]:
+def views(key: Key) -> Views:
     """What a cell is measured on: by view the catalogue, and options of evaluate.py."""
     known = WORLDS[key.world].views
     if key.trial:

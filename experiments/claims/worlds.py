@@ -44,25 +44,27 @@ STARTS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
+Views = dict[str, tuple[str, tuple[str, ...]]]  # what a model is measured on: a catalogue and options of evaluate.py
+
+
 class World(NamedTuple):
     """What methods are compared in.
 
-    data: the catalogue of training after SFT. windows: how many of its windows are trained on. views: what a model is
-    measured on, each a catalogue and options of evaluate.py. history: most items in a prompt, of all training. options:
+    data: the catalogue of training after SFT. windows: how many of its windows are trained on. views: by name. history: most items in a prompt, of all training. options:
     of all training after the start. preference: of train_dpo.py alone. methods: those of the grid, None for all.
     """
 
     start: str
     data: str
     windows: int
-    views: dict[str, tuple[str, tuple[str, ...]]]
+    views: Views
     history: int = 5
     options: tuple[str, ...] = ()
     preference: tuple[str, ...] = ()
     methods: tuple[str, ...] | None = None
 
 
-def _test_and_cold(data: str, *more: str) -> dict[str, tuple[str, tuple[str, ...]]]:
+def _test_and_cold(data: str, *more: str) -> Views:
     return {
         "test": (data, ("--split", "test", *more)),
         "cold": (data, ("--split", "cold", "--modality", "full", "blank", *more)),
@@ -71,7 +73,7 @@ def _test_and_cold(data: str, *more: str) -> dict[str, tuple[str, tuple[str, ...
 
 _WHOLE = ("sft", "sft-continued", "dpo", "hanorec-paper", "hanorec-calibrated")  # no part of HaNoRec alone
 _WHOLE_15 = (*_WHOLE, "s-dpo-15", "hanorec-15-calibrated")
-_REAL_TEST = {"test": (REAL, ("--split", "test", "--modality", "full", "blank"))}
+_REAL_TEST: Views = {"test": (REAL, ("--split", "test", "--modality", "full", "blank"))}
 WORLDS = {
     "toy": World("full", "toy", 4000, _test_and_cold("toy"), methods=_WHOLE),
     "toy-vision": World("full-vision", "toy", 4000, _test_and_cold("toy"), methods=_WHOLE),
