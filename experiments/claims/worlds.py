@@ -50,8 +50,9 @@ Views = dict[str, tuple[str, tuple[str, ...]]]  # what a model is measured on: a
 class World(NamedTuple):
     """What methods are compared in.
 
-    data: the catalogue of training after SFT. windows: how many of its windows are trained on. views: by name. history: most items in a prompt, of all training. options:
-    of all training after the start. preference: of train_dpo.py alone. methods: those of the grid, None for all.
+    data: the catalogue of training after SFT. windows: how many of its windows are trained on. views: by name.
+    history: most items in a prompt, of all training. options: of all training after the start. preference: of
+    train_dpo.py alone. methods: those of the grid, None for all.
     """
 
     start: str
