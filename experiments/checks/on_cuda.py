@@ -22,6 +22,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ from tools import families
 from tools.backbones import qwen2_5_vl_3b, smolvlm
 
 PAGE = Path(__file__).resolve().with_name("cuda.md")
-HISTORY, PAIRS, TURNS, SECONDS = 5, 2, 5, 420  # images a prompt; prompts a step; steps of each way; no step after these
+HISTORY, PAIRS, TURNS = 5, 2, 5  # images a prompt; prompts a step; steps of each way
 ROWS = (1000, 2000, 4000)  # tokens of a nested row
 CLOSE = 1e-3  # nats: float32 log-probabilities of one response in two orders of summation
 LIMIT = 256 * 2**20  # bytes of GPU memory in which a training step of the tiny backbone is tried
@@ -73,18 +74,15 @@ def main() -> None:
     if not cuda:
         print(text + "\n\nThere is no CUDA GPU here: this was the CPU's part, and nothing was written.")
     else:
-        measured = []
-        for name, build in {"SmolVLM-256M": published_smolvlm, "Qwen2.5-VL-3B": qwen2_5_vl_3b}.items():
-            if time.time() - begun > SECONDS:
-                measured.append([name, "not measured: the time was over", *["–"] * 6])
-            else:
-                measured.append([name, *steps(build("cuda", torch.bfloat16))])
+        small, measured = partial(smolvlm, "SmolVLM-256M"), []
+        for name, build in {"SmolVLM-256M": small, "Qwen2.5-VL-3B": qwen2_5_vl_3b}.items():
+            measured.append([name, *steps(build("cuda", torch.bfloat16))])
             gc.collect()  # frees the model before the next one is made
         text += f"\n\nA HaNoRec step of {PAIRS} pairs, {HISTORY} images of 512 × 512 a prompt, bfloat16, on "
         text += f"{torch.cuda.get_device_name()}\n\n"
         text += markdown(STEP_HEADER, measured)
         text += "\n\nA HaNoRec step over a whole row, SmolVLM-256M, bfloat16\n\n"
-        measured = [line for tokens in ROWS for line in long_row(published_smolvlm("cuda", torch.bfloat16), tokens)]
+        measured = [line for tokens in ROWS for line in long_row(small("cuda", torch.bfloat16), tokens)]
         text += markdown(ROW_HEADER, measured)
         line, clear = out_of_memory()
         text += f"\n\nA training run that does not fit in memory prints\n\n    {line}"
@@ -95,10 +93,6 @@ def main() -> None:
             wrong.append("what running out of memory prints is not one line that says what to do")
     if wrong:
         sys.exit(f"not as it should be: {', '.join(wrong)}")
-
-
-def published_smolvlm(device: str, dtype: torch.dtype) -> Backbone:
-    return smolvlm("SmolVLM-256M", device, dtype)
 
 
 def equality(build: Callable, device: torch.device, half: bool) -> tuple[list[str], bool]:
@@ -198,27 +192,25 @@ def long_row(backbone: Backbone, tokens: int, turns: int = TURNS) -> list[list[s
     windows = [Prompt(ids[:end] + question, shown[: n + 1]) for n, end in enumerate(ends)]
     groups = batches([window.length for window in windows], 8192)
 
+    def read(prompts: list[Prompt], responses: list[list[list[int]]]) -> tuple[Tensor, Tensor]:
+        logps = score(policy, images, prompts, responses).view(-1, 2)
+        return logps, logps.detach()
+
     def of_row() -> Iterator[tuple[Tensor, Tensor]]:
-        logps = score(policy, images, [nested], [sum(pairs, [])]).view(-1, 2)
-        yield logps, logps.detach()
+        yield read([nested], [sum(pairs, [])])
 
     def of_windows() -> Iterator[tuple[Tensor, Tensor]]:
         for group in groups:
-            logps = score(policy, images, [windows[i] for i in group], [pairs[i] for i in group]).view(-1, 2)
-            yield logps, logps.detach()
+            yield read([windows[i] for i in group], [pairs[i] for i in group])
 
     length = pack_for(policy, images, [nested], [sum(pairs, [])]).input_ids.shape[1]
-    in_turn, lines, first = torch.arange(len(ends)), [], None
-    for name, forwards, order in (
-        ("nested", of_row, in_turn),
-        ("windows one by one", of_windows, torch.tensor(sum(groups, [])).argsort()),
-    ):
-        measured = [step(policy, forwards) for _ in range(turns + 1)][1:]
-        logps = measured[0][2][order]
-        first = logps if first is None else first
+    order = torch.tensor(sum(groups, [])).argsort()
+    both = [(step(policy, of_row), step(policy, of_windows)) for _ in range(turns + 1)][1:]
+    differ = (both[0][0][2] - both[0][1][2][order]).abs().max().item()
+    lines = []
+    for name, measured in zip(("nested", "windows one by one"), zip(*both)):
         milliseconds = 1000 * statistics.median(seconds for seconds, *_ in measured) / len(ends)
         most = max(bytes for _, bytes, _ in measured) / 2**20
-        differ = (logps - first).abs().max().item()
         lines.append([str(length), str(len(ends)), name, f"{milliseconds:.1f}", f"{most:.0f} MiB", f"{differ:.0e}"])
     return lines
 

@@ -79,7 +79,6 @@ class Worker:
         self.facts = self._answer()
 
     def _answer(self) -> dict:
-        assert self.process.stdout
         line = self.process.stdout.readline()
         if not line:
             raise SystemExit(f"a worker stopped: {self.process.args}")
@@ -87,12 +86,10 @@ class Worker:
 
     def run(self, steps: int) -> dict:
         """Do so many steps; what `serve` says of them."""
-        assert self.process.stdin
         print(f"run {steps}", file=self.process.stdin, flush=True)
         return self._answer()
 
     def end(self) -> None:
-        assert self.process.stdin
         self.process.stdin.close()
         self.process.wait()
 

@@ -89,9 +89,7 @@ def set_up(
     else:
         y = [[prompts.chosen(e), *(() if work == "sft" else prompts.rejected(e))] for e in examples]
     lengths = [prompts.length(prompt, responses) for prompt, responses in zip(x, y)]
-    tokens = [len(prompt.ids) + len(response) for prompt, responses in zip(x, y) for response in responses]
-    facts = {"seconds_an_image": an_image, "parameters": policy.num_parameters}
-    facts["tokens_a_response"] = sum(tokens) / len(tokens)
+    facts = {"seconds_an_image": an_image}
     state = SimpleNamespace(
         side=side, work=work, exact=exact, data=opened, policy=policy, images=images, prompts=x, responses=y, turn=0,
         facts=facts, reference_logps=None, hardness=torch.ones(len(x)),
