@@ -44,7 +44,7 @@ SETTINGS = {  # options of train_sft.py
     "ml-100k-titles-b80": (*_TITLES, "--epochs", "1", "--batch-size", "80"),
     "ml-100k-titles-8": (*_TITLES, "--epochs", "8"),
 }
-TESTED = ("ml-100k-titles-8",)  # measured on test users; the rest are trials, on validation users alone
+TESTED = ("ml-100k-titles-8",)  # measured on test users, too
 SASREC = {"sasrec-20": 20, "sasrec-5": 5}  # most items in a history
 MEANS = "Means over seeds; what SFT has more, paired, with 95 % intervals over users and seeds."
 
@@ -99,8 +99,8 @@ def list_make_or_write(args: argparse.Namespace, cells: Sequence[Cell], names: S
 
 
 def settings_of(name: str) -> dict:
-    """All that a cell's figures depend on beside its seed and the version, as its row keeps it. evaluation: further
-    options of evaluate.py, where it measures the model on test users."""
+    """All that a cell's figures depend on beside its seed and the version, as its row keeps it. options: of
+    train_sft.py. trial: it is in the table of trials. evaluation: further options of evaluate.py, on test users."""
     if name in SASREC:
         return {"history": SASREC[name]}
     tested = {"evaluation": []} if name in TESTED else {}
@@ -114,9 +114,9 @@ def train(options: Sequence[str], seed: int, run: Path, data: Path, scripts: Scr
         if name in options:
             fitted = folder / f"tiny-{name}"
             options[options.index(name)] = str(fitted)
-            fit = ["tools/fit_vocabulary.py", "--data", str(data), "--output", str(fitted), *more]
             if not fitted.is_dir():
-                scripts.once(name, lambda fit=fit, fitted=fitted: scripts.run(fit, fitted.with_suffix(".log")))
+                fit = ["tools/fit_vocabulary.py", "--data", str(data), "--output", str(fitted), *more]
+                scripts.run(fit, fitted.with_suffix(".log"))
     places = ["--data", str(data), "--output", str(run), "--cache", str(folder / "cache"), "--seed", str(seed)]
     return scripts.run(["train_sft.py", *places, "--overwrite", *options], run.with_suffix(".log"))
 
@@ -168,7 +168,7 @@ def tables(rows: Sequence[dict]) -> str:
     parts = [
         "Written by `python -m experiments.real_data.real_sft --table`. CPU minutes are of one thread, training alone. "
         f"All with `{' '.join((*COMMON, *VISION))}`; `words` and `whole-titles` are vocabularies of "
-        "`tools/fit_vocabulary.py`; `small` and `bare` are made by `small_backbone.py`."
+        "`tools/fit_vocabulary.py`; `small` and `bare` are made by `tools/small_backbone.py`."
     ]
     trials = by_setting(row for row in sft if "trial" in row["settings"])
     if trials:
