@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from hanorec.models.backbone import load_backbone
 from hanorec.models.images import CatalogImages
 from hanorec.models.prompts import Prompts
 from hanorec.models.scoring import score_all
-from hanorec.related.policy_negatives import check_pool, modality_conflict, policy_negatives
+from hanorec.related.policy_negatives import modality_conflict, policy_negatives, pool_size
 
 
 @pytest.fixture(scope="module")
@@ -67,16 +69,17 @@ def test_a_draw_is_a_function_of_the_seed(drawn):
 
 def test_a_pool_that_is_too_small_is_an_error(drawn):
     draw, *_ = drawn
-    with pytest.raises(DataError, match="--negative-pool 12: 13 rejected items are to be drawn"):
+    with pytest.raises(DataError, match="13 rejected items are to be drawn from a pool of 12"):
         draw(13)
 
 
-def test_a_pool_holds_what_is_drawn_and_no_more_than_there_is():
-    check_pool(3, 3, 3)
-    with pytest.raises(DataError, match="--negative-pool 3: 4 rejected items are to be drawn from it"):
-        check_pool(3, 4, 9)
-    with pytest.raises(DataError, match="--negative-pool 10: the training rows hold only 9 items"):
-        check_pool(10, 4, 9)
+def test_a_pool_has_what_every_user_leaves_and_at_most_50_items(data):
+    assert pool_size(data, 50) == 50
+    longest = max(len(set(history.items)) for history in data.train)
+    few = replace(data, counts=np.array([1] * (longest + 8)))  # 8 items are left to the user who has chosen most
+    assert pool_size(few, 8) == 8
+    with pytest.raises(DataError, match="9 rejected items are to be drawn from 8, which is all that some user leaves"):
+        pool_size(few, 9)
 
 
 def test_policy_negatives_are_of_the_task_next(backbone, images, data):
