@@ -8,7 +8,6 @@ import torch
 
 from hanorec.data.examples import Example, Negatives
 from hanorec.data.interactions import Window
-from hanorec.errors import DataError
 from hanorec.hardness import nearest, pair_hardness
 from hanorec.randomness import rng
 from hanorec.related.neighbourhoods import chosen_together, refine
@@ -64,7 +63,7 @@ def test_items_that_are_all_alike_have_a_threshold_that_keeps_them():
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.01, float("nan")])
 def test_a_threshold_that_is_no_similarity_is_an_error(threshold):
-    with pytest.raises(DataError, match="--neighbour-threshold .*: must be a similarity from 0 to 1"):
+    with pytest.raises(ValueError, match="^threshold must be a similarity from 0 to 1"):
         refine(SIMILARITIES, NEIGHBOURS, ROWS, threshold=threshold)
 
 

@@ -120,5 +120,5 @@ def test_a_split_gives_them(data):
     with pytest.warns(UserWarning, match="rows are too short for the task yesno"):
         examples = release_split(data, "test", "yesno", users=12)
     assert len(examples) == 12 and all(len(e.history) == 5 and len(e.unchosen) == 4 for e in examples)
-    with pytest.raises(DataError, match="--protocol release: has the tasks top3 and yesno; the task is next"):
+    with pytest.raises(DataError, match="the protocol release has the tasks top3 and yesno; the task is next"):
         release_split(data, "test", "next")

@@ -287,9 +287,15 @@ def test_resume_needs_the_rows_and_titles_that_the_run_began_with(tmp_path):
     (data / "train.tsv").write_text("1\t1 3 2\n")
     with pytest.raises(DataError, match="started with other settings .rows: "):
         open_run(options(tmp_path / "run", resume=True), data)
+
+
+def test_resume_needs_the_version_that_began_the_run(tmp_path):
+    """Another one may have other options, or other numbers."""
+    open_run(options(tmp_path / "run"), tmp_path)
     config = tmp_path / "run" / "config.json"
-    config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "rows"}))
-    open_run(options(tmp_path / "run", resume=True), data)  # an older run, which does not say
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"version": "0.2.0"}))
+    with pytest.raises(DataError, match="started with other settings .version: '0.2.0' then, '1.0.0' now"):
+        open_run(options(tmp_path / "run", resume=True), tmp_path)
 
 
 def test_a_cache_in_the_runs_folder_is_refused_before_it_is_written(tmp_path):

@@ -1,4 +1,4 @@
-"""The objectives of related work by name, as `train_dpo.py --loss` takes them: each is one line.
+"""The objectives of related work by name, as `train_dpo.py` takes them: each is one line.
 
 In: a step's tables of log-probabilities, lengths and hardness. Out: the objective's `LossOutput`. HaNoRec itself is no
 part of this: its equations stand in `train_dpo.py`.

@@ -67,19 +67,19 @@ def open_run(options: Options, data: Path) -> None:
     """Make the run's folder and write its config.json, or check that the run to resume had the same settings.
 
     data: the folder of the rows and titles that it learns from. Errors: DataError as
-    `check_output` raises it, and where --resume meets a run of other settings, or one whose rows, titles or SFT run,
+    `check_output` raises it, and where --resume meets a run of other settings or of another version, or one whose rows, titles or SFT run,
     its start and reference, have changed since.
     """
     check_output(options)
     folder = Path(options.output).resolve()  # a link stays a link to what is written
     kind = "dpo" if isinstance(options, DPOOptions) else "sft"
-    config = {"kind": kind} | {k: v for k, v in vars(options).items() if k not in NOT_SETTINGS}
+    config = {"kind": kind, "version": __version__}
+    config |= {k: v for k, v in vars(options).items() if k not in NOT_SETTINGS}
     if is_run(start_of(options)):
         config["reference"] = model_fingerprint(start_of(options))
     config["rows"] = content_fingerprint(*(data / name for name in READ if (data / name).is_file()))
     if options.resume:
-        unsaid = vars(type(options)()) | {"rows": config["rows"]}  # what an older run does not say
-        before = unsaid | json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        before = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         changed = [f"{k}: {before.get(k)!r} then, {v!r} now" for k, v in config.items() if before.get(k) != v]
         if changed:
             raise DataError(f"{folder}: was started with other settings ({'; '.join(changed)})")
@@ -89,8 +89,7 @@ def open_run(options: Options, data: Path) -> None:
         for old in (fresh, folder):
             shutil.rmtree(old, ignore_errors=True)
         fresh.mkdir(parents=True)
-        text = json.dumps(config | {"version": __version__}, indent=1) + "\n"
-        checkpoints.replace_text(fresh / "config.json", text)
+        checkpoints.replace_text(fresh / "config.json", json.dumps(config, indent=1) + "\n")
         fresh.rename(folder)
     distributed.barrier()
 
