@@ -66,9 +66,9 @@ def start_of(options: Options) -> str:
 def open_run(options: Options, data: Path) -> None:
     """Make the run's folder and write its config.json, or check that the run to resume had the same settings.
 
-    data: the folder of the rows and titles that it learns from. Errors: DataError as
-    `check_output` raises it, and where --resume meets a run of other settings or of another version, or one whose rows, titles or SFT run,
-    its start and reference, have changed since.
+    data: the folder of the rows and titles that it learns from. Errors: DataError as `check_output` raises it, and
+    where --resume meets a run of other settings or of another version, or one whose rows, titles or SFT run, its start
+    and reference, have changed since.
     """
     check_output(options)
     folder = Path(options.output).resolve()  # a link stays a link to what is written
