@@ -24,18 +24,22 @@ def runs(tmp_path_factory):
     return tmp_path_factory.mktemp("combinations")
 
 
-def test_the_sft_model_to_start_from(script, toy_folder, runs, monkeypatch):
-    monkeypatch.setitem(families.TEXT, "num_hidden_layers", 1)
-    backbone = families.save(families.smolvlm, runs / "backbone")
-    small = ["--backbone", backbone, "--history", 2, "--candidates", 5, "--image-pixels", 32 * 32]
-    status, _, errors = script("train_sft", "--data", toy_folder, "--output", runs / "sft", *small, *SHORT)
-    assert status == 0, errors
+@pytest.fixture
+def sft_run(script, toy_folder, runs, monkeypatch):
+    """The SFT run to start from, made by the first test."""
+    if not (runs / "sft").exists():
+        monkeypatch.setitem(families.TEXT, "num_hidden_layers", 1)
+        backbone = families.save(families.smolvlm, runs / "backbone")
+        small = ["--backbone", backbone, "--history", 2, "--candidates", 5, "--image-pixels", 32 * 32]
+        status, _, errors = script("train_sft", "--data", toy_folder, "--output", runs / "sft", *small, *SHORT)
+        assert status == 0, errors
+    return runs / "sft"
 
 
 @pytest.mark.parametrize("negatives", NEGATIVES)
 @pytest.mark.parametrize("loss", PAPER_BETA)
-def test_20_steps_of_an_objective_on_a_kind_of_negatives(script, runs, loss, negatives):
-    options = ["--sft", runs / "sft", "--output", runs / "dpo", "--overwrite", "--loss", loss, "--negatives", negatives]
+def test_20_steps_of_an_objective_on_a_kind_of_negatives(script, runs, sft_run, loss, negatives):
+    options = ["--sft", sft_run, "--output", runs / "dpo", "--overwrite", "--loss", loss, "--negatives", negatives]
     status, _, errors = script("train_dpo", *options, *DPO)
     assert status == 0, errors
     lines = [json.loads(line) for line in (runs / "dpo" / "metrics.jsonl").read_text().splitlines()]

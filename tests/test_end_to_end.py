@@ -31,6 +31,7 @@ FEW = ["--max-steps", 4, "--validate-every", 2, "--validate-users", 6, "--batch-
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
+    """A folder for runs, which share what is kept in `cache`."""
     return tmp_path_factory.mktemp("runs")
 
 
@@ -42,66 +43,81 @@ def dpo(script, runs, name, *more, sft="sft"):
     return script("train_dpo", "--sft", runs / sft, "--output", runs / name, *FEW, *more)
 
 
+def once(run, make):
+    """The folder of a run that several tests use; `make` is called by the first of them."""
+    if not run.exists():
+        status, _, errors = make()
+        assert status == 0, errors
+    return run
+
+
+@pytest.fixture
+def sft_run(script, toy_folder, runs):
+    return once(runs / "sft", lambda: sft(script, toy_folder, runs))
+
+
+@pytest.fixture
+def hanorec_run(script, runs, sft_run):
+    return once(runs / "hanorec", lambda: dpo(script, runs, "hanorec"))
+
+
 def log(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_sft_trains_and_leaves_a_model_that_hugging_face_loads(script, toy_folder, runs):
+def test_sft_trains_and_leaves_a_model_that_hugging_face_loads(sft_run):
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    status, _, errors = sft(script, toy_folder, runs)
-    assert status == 0, errors
-    assert {p.name for p in (runs / "sft").iterdir()} == {"config.json", "metrics.jsonl", "finished.json", "model"}
-    AutoModelForImageTextToText.from_pretrained(runs / "sft" / "model")
-    AutoProcessor.from_pretrained(runs / "sft" / "model")
-    assert [line["step"] for line in log(runs / "sft") if "loss" in line] == [0, 1, 2, 3]
+    left = {p.name for p in sft_run.iterdir() if not p.name.startswith("evaluation")}
+    assert left == {"config.json", "metrics.jsonl", "finished.json", "model"}
+    AutoModelForImageTextToText.from_pretrained(sft_run / "model")
+    AutoProcessor.from_pretrained(sft_run / "model")
+    assert [line["step"] for line in log(sft_run) if "loss" in line] == [0, 1, 2, 3]
 
 
-def test_the_vision_tower_trains_where_it_is_asked_to(script, toy_folder, runs):
+def test_the_vision_tower_trains_where_it_is_asked_to(script, toy_folder, runs, sft_run):
     assert sft(script, toy_folder, runs, "vision", "--layers", "all")[0] == 0
     before, frozen, trained = (
         dict(load_backbone(str(name), dtype="float32", device=torch.device("cpu")).model.named_parameters())
-        for name in ("tiny", runs / "sft" / "model", runs / "vision" / "model")
+        for name in ("tiny", sft_run / "model", runs / "vision" / "model")
     )
     for name, weight in before.items():
         language = bool(LANGUAGE.search(name))
         assert weight.equal(frozen[name]) != language and not weight.equal(trained[name]), name
 
 
-def test_two_runs_with_one_seed_give_identical_metrics(script, toy_folder, runs):
+def test_two_runs_with_one_seed_give_identical_metrics(script, toy_folder, runs, sft_run, hanorec_run):
     sft(script, toy_folder, runs, "sft-again")
-    assert log(runs / "sft") == log(runs / "sft-again")
-    for name in ("hanorec", "hanorec-again"):
-        status, _, errors = dpo(script, runs, name)
-        assert status == 0, errors
-    assert log(runs / "hanorec") == log(runs / "hanorec-again")
+    assert log(sft_run) == log(runs / "sft-again")
+    dpo(script, runs, "hanorec-again")
+    assert log(hanorec_run) == log(runs / "hanorec-again")
     dpo(script, runs, "hanorec-other", "--seed", 3)
-    assert log(runs / "hanorec-other") != log(runs / "hanorec")
+    assert log(runs / "hanorec-other") != log(hanorec_run)
 
 
-def test_the_pages_example_of_ranking_in_python_runs(runs, data, capsys):
+def test_the_pages_example_of_ranking_in_python_runs(runs, data, capsys, hanorec_run):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "backbones.md").read_text(encoding="utf-8"), re.S)
     (code,) = (block for block in blocks if "load_run" in block)
-    exec(code.replace("runs/hanorec", str(runs / "hanorec")), {})
+    exec(code.replace("runs/hanorec", str(hanorec_run)), {})
     printed = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
     assert {title for _, title in printed} == {data.catalog.titles[item] for item in (65, 35, 89, 92)}
     scores = [float(score) for score, _ in printed]
     assert scores == sorted(scores, reverse=True) and scores[0] < 0
 
 
-def test_a_split_step_computes_what_a_whole_one_does(script, toy_folder, runs):
+def test_a_split_step_computes_what_a_whole_one_does(script, toy_folder, runs, sft_run):
     status, _, errors = sft(script, toy_folder, runs, "sft-split", "--forward-tokens", 150)
     assert status == 0, errors
-    for whole, split in zip(log(runs / "sft"), log(runs / "sft-split")):
+    for whole, split in zip(log(sft_run), log(runs / "sft-split")):
         assert split == pytest.approx(whole, rel=2e-3) if "loss" in whole else True
 
 
-def test_the_first_dpo_step_starts_at_the_reference(script, runs):
+def test_the_first_dpo_step_starts_at_the_reference(script, runs, sft_run):
     """A fresh adapter changes nothing, so without noise Δ = 0 and the loss is log 2, whatever β is."""
     status, _, errors = dpo(script, runs, "dpo", "--loss", "dpo", "--lora-dropout", 0)
     assert status == 0, errors
     start, first = log(runs / "dpo")[:2]
-    finished = json.loads((runs / "sft" / "finished.json").read_text())
+    finished = json.loads((sft_run / "finished.json").read_text())
     assert start == {"step": -1, "validation": pytest.approx(finished["best"], abs=1e-6), "measure": "NDCG@10"}
     assert first["loss"] == pytest.approx(0.693147, abs=1e-4)
     assert first["beta_min"] == first["beta_max"] == pytest.approx(0.1) and first["hardness_std"] == 0
@@ -145,9 +161,9 @@ def test_options_of_sft_that_do_not_fit_are_errors(script, toy_folder, runs):
 SOME = ["--max-steps", 2, "--train-users", 8, "--validate-users", 2, "--overwrite", "--rejected", 3]
 
 
-def test_negatives_that_cannot_be_drawn_are_an_error(script, runs):
+def test_negatives_that_cannot_be_drawn_are_an_error(script, runs, sft_run):
     def fails(message, *more):
-        status, _, errors = dpo(script, runs, "undrawn", *more, *SOME)
+        status, _, errors = dpo(script, runs, "undrawn", *SOME, *more)
         assert status == 2 and message in errors.splitlines()[-1], errors
 
     for negatives in ("policy", "policy-modality"):
@@ -156,7 +172,7 @@ def test_negatives_that_cannot_be_drawn_are_an_error(script, runs):
         fails(known, "--negatives", "nearest")
 
 
-def test_a_refined_neighbourhood_says_how_many_edges_change(script, runs):
+def test_a_refined_neighbourhood_says_how_many_edges_change(script, runs, sft_run):
     def refined(*more):
         status, out, errors = dpo(script, runs, "refined", "--neighbourhood", "refined", *more, *SOME)
         assert status == 0, errors
@@ -168,7 +184,7 @@ def test_a_refined_neighbourhood_says_how_many_edges_change(script, runs):
     assert 0 < threshold < 1 and 0 < added <= dropped <= edges / 2
 
 
-def test_hanorec_without_its_parts_is_dpo(script, runs):
+def test_hanorec_without_its_parts_is_dpo(script, runs, sft_run):
     """λ = η = 1 and no noise: the same losses, step by step."""
     off = ["--hardness", "off", "--responsiveness", "off", "--noise", "none"]
     assert dpo(script, runs, "bare", *off, *SOME)[0] == 0
@@ -180,7 +196,7 @@ def test_hanorec_without_its_parts_is_dpo(script, runs):
         assert bare == pytest.approx(plain, abs=1e-5)
 
 
-def test_the_sft_weight_adds_the_chosen_responses_negative_log_likelihood(script, runs):
+def test_the_sft_weight_adds_the_chosen_responses_negative_log_likelihood(script, runs, sft_run):
     """The logged loss is the objective alone, log 2 in the first step; the gradient has what is added, too."""
     more = ["--loss", "dpo", "--lora-dropout", 0, *SOME]
     assert dpo(script, runs, "weighted", "--sft-weight", 0.5, *more)[0] == 0
@@ -192,7 +208,7 @@ def test_the_sft_weight_adds_the_chosen_responses_negative_log_likelihood(script
 
 
 @pytest.mark.parametrize("loss, part", [("dpo", "hardness"), ("s-dpo", "responsiveness"), ("dama", "responsiveness")])
-def test_a_part_that_an_objective_does_not_have_cannot_be_turned_off(script, runs, loss, part):
+def test_a_part_that_an_objective_does_not_have_cannot_be_turned_off(script, runs, loss, part, sft_run):
     status, _, errors = dpo(script, runs, "partless", "--loss", loss, f"--{part}", "off")
     assert status == 2 and f"--{part} off: the loss {loss} has none" in errors
 
@@ -205,7 +221,7 @@ def test_a_part_that_an_objective_does_not_have_cannot_be_turned_off(script, run
         ["--forward-tokens", 150],
     ],
 )
-def test_hanorec_logs_its_hardness_responsiveness_and_beta(script, runs, more):
+def test_hanorec_logs_its_hardness_responsiveness_and_beta(script, runs, more, sft_run):
     status, _, errors = dpo(script, runs, "variant", *more, "--overwrite")
     assert status == 0, errors
     for line in (line for line in log(runs / "variant") if "loss" in line):
@@ -214,12 +230,12 @@ def test_hanorec_logs_its_hardness_responsiveness_and_beta(script, runs, more):
     assert (runs / "variant" / "model" / "adapter_model.safetensors").is_file()
 
 
-def test_evaluation_puts_everything_in_one_table(script, runs):
+def test_evaluation_puts_everything_in_one_table(script, runs, sft_run, hanorec_run):
     status, out, errors = script(
         "evaluate",
         "--runs",
-        runs / "sft",
-        runs / "hanorec",
+        sft_run,
+        hanorec_run,
         "--candidates",
         8,
         "--modality",
@@ -241,47 +257,47 @@ def test_evaluation_puts_everything_in_one_table(script, runs):
         "oracle: words alone",
         "oracle: images alone",
         "oracle: words and images",
-        f"{runs / 'hanorec'}, blank",
+        f"{hanorec_run}, blank",
     ):
         assert f"| {method} " in out
-    result = json.loads((runs / "hanorec" / "evaluation-test-next.json").read_text())
+    result = json.loads((hanorec_run / "evaluation-test-next.json").read_text())
     assert result["measures"]["random"]["HR@1"][0] == pytest.approx(1 / 8)
-    assert f"{runs / 'hanorec'}, no-titles" in result["measures"] and str(runs / "sft") not in result["measures"]
-    assert script("evaluate", "--runs", runs / "sft", "--candidates", 8, "--split", "cold", "--users", 5)[0] == 0
+    assert f"{hanorec_run}, no-titles" in result["measures"] and str(sft_run) not in result["measures"]
+    assert script("evaluate", "--runs", sft_run, "--candidates", 8, "--split", "cold", "--users", 5)[0] == 0
 
 
-def test_the_whole_catalogue_is_ranked(script, runs):
-    status, out, errors = script("evaluate", "--runs", runs / "sft", "--candidates", "all", "--users", 12)
+def test_the_whole_catalogue_is_ranked(script, runs, sft_run):
+    status, out, errors = script("evaluate", "--runs", sft_run, "--candidates", "all", "--users", 12)
     assert status == 0, errors
-    measures = json.loads((runs / "sft" / "evaluation-test-next-all.json").read_text())["measures"]
-    assert set(measures[str(runs / "sft")]) == {f"{name}@{k}" for name in ("HR", "NDCG") for k in (10, 20, 50)}
+    measures = json.loads((sft_run / "evaluation-test-next-all.json").read_text())["measures"]
+    assert set(measures[str(sft_run)]) == {f"{name}@{k}" for name in ("HR", "NDCG") for k in (10, 20, 50)}
     assert 0 < measures["random"]["HR@10"][0] < 0.15 and "oracle: words and images" in measures
     assert (runs / "cache").is_dir()
 
 
-def test_every_users_place_is_written_and_gives_the_measures(script, runs):
-    options = ("evaluate", "--runs", runs / "sft", "--candidates", 8, "--users", 12)
+def test_the_rank_of_every_users_target_is_written_and_gives_the_measures(script, runs, sft_run):
+    options = ("evaluate", "--runs", sft_run, "--candidates", 8, "--users", 12)
     assert script(*options)[0] == 0
-    result = json.loads((runs / "sft" / "evaluation-test-next.json").read_text())
-    each, name = result["per_user"], str(runs / "sft")
+    result = json.loads((sft_run / "evaluation-test-next.json").read_text())
+    each, name = result["per_user"], str(sft_run)
     assert len(each["users"]) == len(set(each["users"])) == len(each["history"]) == 12
     assert np.mean(np.array(each["ahead"][name]) == 0) == pytest.approx(result["measures"][name]["HR@1"][0])
     assert each["tied"]["random"] == [7] * 12 and each["ahead"]["random"] == [0] * 12
 
 
-def test_the_lists_of_users_are_shown_without_scoring_them_again(script, data, runs, monkeypatch):
+def test_the_lists_of_users_are_shown_without_scoring_them_again(script, data, runs, monkeypatch, sft_run, hanorec_run):
     calls = []
     monkeypatch.setattr(evaluate, "answer_with_model", lambda *a, **k: calls.append(a) or answer_with_model(*a, **k))
-    options = ("evaluate", "--runs", runs / "sft", runs / "hanorec", "--candidates", 8, "--users", 12, "--show", 2)
+    options = ("evaluate", "--runs", sft_run, hanorec_run, "--candidates", 8, "--users", 12, "--show", 2)
     status, out, errors = script(*options)
     assert status == 0 and len(calls) == 2, errors
-    result = json.loads((runs / "sft" / "evaluation-test-next.json").read_text())["per_user"]
+    result = json.loads((sft_run / "evaluation-test-next.json").read_text())["per_user"]
     blocks = out.split("\nuser ")[1:]
     assert [block.splitlines()[0] for block in blocks] == result["users"][:2]
     rows = {row.user: row.items for row in read_sequences(data.folder / "test.tsv", data.catalog)}
     for user, block in enumerate(blocks):
-        place = result["ahead"][str(runs / "sft")][user] + 1
-        assert re.search(rf"truth +place {place} of 8 +place \d of 8$", block, re.MULTILINE)
+        rank = result["ahead"][str(sft_run)][user] + 1
+        assert re.search(rf"truth +rank {rank} of 8 +rank \d of 8$", block, re.MULTILINE)
         *_, last, target = [data.catalog.titles[item] for item in rows[result["users"][user]]]
         assert re.search(rf"{last}\n +then  \* {target}\n", block)
     for wrong in (("--task", "yesno"), ("--candidates", "all"), ("--modality", "blank")):
@@ -289,7 +305,7 @@ def test_the_lists_of_users_are_shown_without_scoring_them_again(script, data, r
         assert status == 2 and errors.startswith("error: --show: ") and errors.count("\n") == 1 and not out, errors
 
 
-def test_a_run_keeps_the_view_of_an_item(script, toy_folder, runs, tmp_path):
+def test_a_run_keeps_the_view_of_an_item(script, toy_folder, runs, tmp_path, sft_run):
     """DPO and the evaluation show items as the SFT run did; a run that is older than the option shows images."""
     folder = shutil.copytree(toy_folder, tmp_path / "toy")
     status, _, errors = sft(script, folder, tmp_path, "words", "--item-view", "description")
@@ -300,7 +316,7 @@ def test_a_run_keeps_the_view_of_an_item(script, toy_folder, runs, tmp_path):
     status, _, errors = dpo(script, tmp_path, "words-hanorec", sft="words")
     assert status == 0, errors
     assert load_run(tmp_path / "words-hanorec")[1].item_view == "description"
-    shutil.copytree(runs / "sft", tmp_path / "seen")
+    shutil.copytree(sft_run, tmp_path / "seen")
     config = json.loads((tmp_path / "seen" / "config.json").read_text())
     assert config.pop("item_view") == "image"
     (tmp_path / "seen" / "config.json").write_text(json.dumps(config))
@@ -317,12 +333,12 @@ def test_a_run_keeps_the_view_of_an_item(script, toy_folder, runs, tmp_path):
     assert status == 2 and "descriptions.csv: no such file" in errors
 
 
-def test_candidates_can_be_those_that_a_dataset_lists(script, runs):
+def test_candidates_can_be_those_that_a_dataset_lists(script, runs, sft_run):
     """The small world lists 95 far and 5 near items for each: to popularity and chance these are as good as others."""
-    options = ("evaluate", "--runs", runs / "sft", "--negatives", "listed", "--users", 12)
+    options = ("evaluate", "--runs", sft_run, "--negatives", "listed", "--users", 12)
     status, _, errors = script(*options, "--candidates", 8)
     assert status == 0, errors
-    result = json.loads((runs / "sft" / "evaluation-test-next-listed.json").read_text())
+    result = json.loads((sft_run / "evaluation-test-next-listed.json").read_text())
     assert result["options"]["negatives"] == "listed" and result["measures"]["random"]["HR@1"][0] == pytest.approx(
         1 / 8
     )
@@ -330,14 +346,16 @@ def test_candidates_can_be_those_that_a_dataset_lists(script, runs):
     assert status == 2 and "--negatives listed: draws some candidates" in errors
 
 
+def task_run(script, folder, runs, task):
+    return once(runs / task, lambda: sft(script, folder, runs, task, "--task", task))
+
+
 @pytest.mark.parametrize("task", ["top3", "yesno"])
 def test_the_other_tasks_run_from_end_to_end(script, toy_folder, runs, task):
-    assert sft(script, toy_folder, runs, task, "--task", task)[0] == 0
-    status, _, errors = dpo(script, runs, f"{task}-hanorec", sft=task)
+    first, second = task_run(script, toy_folder, runs, task), runs / f"{task}-hanorec"
+    status, _, errors = dpo(script, runs, second.name, sft=task)
     assert status == 0, errors
-    status, out, errors = script(
-        "evaluate", "--runs", runs / task, runs / f"{task}-hanorec", "--candidates", 8, "--users", 20
-    )
+    status, out, errors = script("evaluate", "--runs", first, second, "--candidates", 8, "--users", 20)
     assert status == 0, errors
     assert ("NDCG@3" if task == "top3" else "AUC hard") in out
 
@@ -349,15 +367,19 @@ def long_rows(tmp_path_factory):
     return make_toy(tmp_path_factory.mktemp("long") / "toy", world)
 
 
+FEWER = ["--max-steps", 2, "--train-users", 12, "--validate-users", 8, "--batch-size", 4, "--log-every", 1]
+
+
+def release_run(script, folder, runs, task):
+    run = runs / f"release-{task}"
+    options = ["--data", folder, "--output", run, "--task", task, "--protocol", "release"]
+    return once(run, lambda: script("train_sft", *options, *FEWER))
+
+
 @pytest.mark.parametrize("task, measures", [("top3", {"HR@3", "NDCG@3"}), ("yesno", {"AUC", "AUC hard"})])
 def test_the_protocol_of_the_release_runs_from_end_to_end(script, long_rows, runs, task, measures):
-    few = ["--max-steps", 2, "--train-users", 12, "--validate-users", 8, "--batch-size", 4, "--log-every", 1]
-    first, second = runs / f"release-{task}", runs / f"release-{task}-hanorec"
-    status, _, errors = script(
-        "train_sft", "--data", long_rows, "--output", first, "--task", task, "--protocol", "release", *few
-    )
-    assert status == 0, errors
-    status, _, errors = script("train_dpo", "--sft", first, "--output", second, *few)
+    first, second = release_run(script, long_rows, runs, task), runs / f"release-{task}-hanorec"
+    status, _, errors = script("train_dpo", "--sft", first, "--output", second, *FEWER)
     assert status == 0, errors
     assert json.loads((second / "config.json").read_text())["windows"] == "last"
     assert (load_run(second)[1].protocol, load_run(second)[1].list_candidates) == ("release", True)
@@ -369,7 +391,7 @@ def test_the_protocol_of_the_release_runs_from_end_to_end(script, long_rows, run
     assert set(result["measures"][str(second)]) == measures and result["protocol"] == "release"
 
 
-def test_what_the_protocol_of_the_release_lacks_is_an_error(script, long_rows, runs, tmp_path):
+def test_what_the_protocol_of_the_release_lacks_is_an_error(script, toy_folder, long_rows, runs, tmp_path):
     def fails(call, message):
         status, _, errors = call
         assert status == 2 and message in errors and "Traceback" not in errors, errors
@@ -379,24 +401,26 @@ def test_what_the_protocol_of_the_release_lacks_is_an_error(script, long_rows, r
 
     fails(release(), "the protocol release has the tasks top3 and yesno; the task is next")
     fails(release("--task", "top3", "--candidates", 20), "--candidates 20: the protocol release has 7 for this task")
-    top3 = ("--runs", runs / "release-top3")
-    fails(script("evaluate", *top3, runs / "top3", "--data", long_rows), "cannot be compared: --protocol was 'release'")
-    fails(script("evaluate", *top3, "--task", "next"), "the protocol release has the tasks top3 and yesno")
+    top3, standard = release_run(script, long_rows, runs, "top3"), task_run(script, toy_folder, runs, "top3")
+    both = script("evaluate", "--runs", top3, standard, "--data", long_rows)
+    fails(both, "cannot be compared: --protocol was 'release'")
+    fails(script("evaluate", "--runs", top3, "--task", "next"), "the protocol release has the tasks top3 and yesno")
     assert not list(tmp_path.iterdir())
 
 
-def test_runs_of_another_task_history_or_prompt_are_not_compared(script, toy_folder, runs):
+def test_runs_of_another_task_history_or_prompt_are_not_compared(script, toy_folder, runs, sft_run):
     def fails(other, option, *values):
-        status, _, errors = script("evaluate", "--runs", runs / "sft", runs / other, "--candidates", 8)
-        assert status == 2 and f"{runs / 'sft'} and {runs / other} cannot be compared: --{option}" in errors, errors
+        status, _, errors = script("evaluate", "--runs", sft_run, runs / other, "--candidates", 8)
+        assert status == 2 and f"{sft_run} and {runs / other} cannot be compared: --{option}" in errors, errors
         assert all(repr(value) in errors for value in values)
 
+    task_run(script, toy_folder, runs, "top3")
     fails("top3", "task", "next", "top3")
     assert sft(script, toy_folder, runs, "short", "--history", 2)[0] == 0
     fails("short", "history", 5, 2)
     assert sft(script, toy_folder, runs, "listing", "--list-candidates")[0] == 0
     fails("listing", "list-candidates", False, True)
-    both = ("--runs", runs / "sft", runs / "short", "--candidates", 8, "--users", 4)
+    both = ("--runs", sft_run, runs / "short", "--candidates", 8, "--users", 4)
     assert script("evaluate", *both, "--history", 3)[0] == 0  # told what to compare them on
 
 
@@ -447,28 +471,28 @@ def test_options_can_come_from_a_file(script, toy_folder, runs):
     assert status == 2 and "max_stepz" in errors
 
 
-def test_what_a_user_can_mend_is_one_line_and_exit_status_2(script, toy_folder, runs, tmp_path):
+def test_what_a_user_can_mend_is_one_line_and_exit_status_2(script, toy_folder, runs, tmp_path, sft_run, hanorec_run):
     def fails(call, message):
         status, _, errors = call
         assert status == 2 and message in errors and "Traceback" not in errors, errors
 
     fails(script("train_sft", "--data", tmp_path / "nowhere", "--output", tmp_path / "a"), "nowhere: no such folder")
     fails(sft(script, toy_folder, runs), "exists and is not empty")
-    fails(sft(script, toy_folder, tmp_path, "b", "--candidates", 9999), "--candidates 9999")
+    fails(sft(script, toy_folder, tmp_path, "b", "--candidates", 9999), "9999 candidates asked for")
     fails(sft(script, toy_folder, tmp_path, "c", "--backbone", tmp_path), "no model checkpoint")
     fails(sft(script, toy_folder, tmp_path, "c", "--backbone", "nobody/nothing"), "the Hugging Face hub")
     fails(sft(script, toy_folder, tmp_path, "c", "--backbone", "no/such/thing"), "neither a folder nor a checkpoint")
     fails(sft(script, toy_folder, tmp_path, "c", "--lora", "on", "--layers", "nose"), "layers nose")
     fails(sft(script, toy_folder, tmp_path, "d", "--batch-size", 0), "--batch-size 0: must be a number of at least 1")
     fails(script("train_sft", "--epoch-count", 3), "unrecognized arguments: --epoch-count 3")
-    fails(script("evaluate", "--runs", runs / "sft", "--modality", "loud"), "invalid choice: 'loud' (choose from")
-    fails(script("evaluate", "--runs", runs / "sft", "--candidates", "some"), "--candidates some: must be a number")
-    fails(script("evaluate", "--runs", runs / "sft", "--baselines", "bert4rec"), "there are random, popularity, co-occ")
-    fails(script("evaluate", "--runs", runs / "sft", "--candidates", "all", "--task", "top3"), "the task is top3")
+    fails(script("evaluate", "--runs", sft_run, "--modality", "loud"), "invalid choice: 'loud' (choose from")
+    fails(script("evaluate", "--runs", sft_run, "--candidates", "some"), "--candidates some: must be a number")
+    fails(script("evaluate", "--runs", sft_run, "--baselines", "bert4rec"), "there are random, popularity, co-occ")
+    fails(script("evaluate", "--runs", sft_run, "--candidates", "all", "--task", "top3"), "the task is top3")
     fails(dpo(script, runs, "g", "--layers", "all"), "--layers all: ")
     fails(dpo(script, runs, "g", "--task", "yesno"), "unrecognized arguments: --task yesno")
     fails(script("train_dpo", "--sft", tmp_path, "--output", tmp_path / "e"), "not a run's folder")
-    fails(script("evaluate", "--runs", runs / "hanorec", toy_folder), "not a run's folder")
+    fails(script("evaluate", "--runs", hanorec_run, toy_folder), "not a run's folder")
     assert not list(tmp_path.iterdir())  # nothing half-written
     broken = shutil.copytree(toy_folder, tmp_path / "toy")
     (broken / "train.tsv").write_text("u0 1 2 3\n")
@@ -511,8 +535,8 @@ def test_a_checkpoints_own_code_runs_only_if_asked_for(script, toy_folder, runs,
     assert dpo(script, runs, "own-hanorec", "--remote-code", sft="own")[0] == 0
 
 
-def test_an_adapter_of_another_sft_model_is_refused(script, toy_folder, runs):
-    shutil.copytree(runs / "sft", runs / "sft-moved")
+def test_an_adapter_of_another_sft_model_is_refused(script, toy_folder, runs, sft_run):
+    shutil.copytree(sft_run, runs / "sft-moved")
     dpo(script, runs, "on-moved", sft="sft-moved")
     sft(script, toy_folder, runs, "sft-moved", "--seed", 9, "--overwrite")
     status, _, errors = script("evaluate", "--runs", runs / "on-moved", "--candidates", 8)
@@ -547,11 +571,11 @@ def test_a_run_made_in_one_precision_loads_in_another(script, toy_folder, runs):
     assert backbone.compute == torch.float32
 
 
-def test_a_finished_run_has_a_model_card(script, runs):
-    card = (runs / "hanorec" / "model" / "README.md").read_text()
+def test_a_finished_run_has_a_model_card(sft_run, hanorec_run):
+    card = (hanorec_run / "model" / "README.md").read_text()
     metadata = yaml.safe_load(card.split("---")[1])
     assert metadata["library_name"] == "peft" and "dpo" in metadata["tags"]
-    assert "NDCG@10" in card and str(runs / "sft") in card and "| `noise_std` | `0.1` |" in card
+    assert "NDCG@10" in card and str(sft_run) in card and "| `noise_std` | `0.1` |" in card
     code = card.split("```python\n")[1].split("```")[0]
     scope: dict = {}
     exec(code, scope)  # how to load it, as the card says
@@ -580,10 +604,10 @@ def test_sft_goes_on_from_the_model_of_an_sft_run(script, toy_folder, tmp_path, 
     assert ("load_sft" in (tmp_path / "third" / "model" / "README.md").read_text()) == (lora == "on")
 
 
-def test_an_sft_run_that_cannot_be_gone_on_from_is_refused(script, toy_folder, runs, tmp_path):
-    status, _, errors = sft(script, toy_folder, tmp_path, "b", "--backbone", runs / "hanorec")
+def test_an_sft_run_that_cannot_be_gone_on_from_is_refused(script, toy_folder, runs, tmp_path, sft_run, hanorec_run):
+    status, _, errors = sft(script, toy_folder, tmp_path, "b", "--backbone", hanorec_run)
     assert status == 2 and "a run of kind 'dpo', not 'sft'" in errors
-    start = shutil.copytree(runs / "sft", tmp_path / "start")
+    start = shutil.copytree(sft_run, tmp_path / "start")
     assert sft(script, toy_folder, tmp_path, "more", "--backbone", start, "--lora", "on")[0] == 0
     assert sft(script, toy_folder, tmp_path, "start", "--overwrite", "--seed", 7)[0] == 0
     status, _, errors = script("evaluate", "--runs", tmp_path / "more", "--candidates", 8)

@@ -27,25 +27,26 @@ def cached(
 ) -> dict[str, Tensor]:
     """What `make` returns, from `folder` where it has been made before; without a folder it is always made.
 
-    kind: the first part of the file's name. fingerprint: hex digits, of all that `make` depends on. A file that was
-    cut short or is none of ours is made anew. together: `make` takes all ranks, so if one finds no file all make it.
+    kind: the first part of the file's name. fingerprint: hex digits, of all that `make` depends on. together: `make`
+    takes all ranks, so if one rank finds no file, all make it. A file that was cut short or that something else wrote
+    is made again.
     """
     if folder is None:
         return make()
     path = folder / f"{kind}-{fingerprint[:20]}.safetensors"
-    kept = None
+    stored = None
     with suppress(OSError, SafetensorError), safe_open(path, framework="pt") as file:
         if (file.metadata() or {}).get("made_from") == fingerprint:
-            kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
-    missing = distributed.all_reduce_max(int(kept is None)) if together else kept is None
-    if kept is not None and not missing:
-        return kept
-    made = make()
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+    missing = distributed.all_reduce_max(int(stored is None)) if together else stored is None
+    if stored is not None and not missing:
+        return stored
+    tensors = make()
     folder.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.stem}.{uuid4().hex}.partial")  # another run may be making the same file
-    save_file(made, partial, {"made_from": fingerprint})
+    save_file(tensors, partial, {"made_from": fingerprint})
     partial.replace(path)
-    return made
+    return tensors
 
 
 def content_fingerprint(*parts: str | bytes | Path | np.ndarray | None) -> str:

@@ -66,5 +66,5 @@ def test_a_users_lists_stand_side_by_side_and_the_truth_is_marked():
         "       1    Brazil                                  Brazil",
         f"       2    {'D' * 35}…    映画",
         f"       3  * Eraserhead                              {'D' * 35}…",
-        "   truth    place 3 of 5                            place 2–4 of 5",
+        "   truth    rank 3 of 5                             rank 2–4 of 5",
     ]

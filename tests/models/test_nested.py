@@ -155,7 +155,7 @@ def test_a_history_is_not_named_where_it_cannot_be():
         (Layout(), "release", "image", "have images of other items"),
         (Layout(visibility="prefix"), "standard", "image", "sees all of itself"),
         (Layout(why_unpacked="its layers"), "standard", "image", "since its layers"),
-        (Layout(), "standard", "description", "--item-view description show no images"),
+        (Layout(), "standard", "description", "prompts of the view description show none"),
     ]:
         with pytest.raises(DataError, match=reason):
             check_name_history(layout, protocol, view)

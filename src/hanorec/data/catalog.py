@@ -1,7 +1,7 @@
 """Items: what can be recommended.
 
 In flows a dataset folder (`titles.csv` and `images/`, see docs/data.md); out flows a `Catalog`, three
-parallel tuples of ids, titles and image files. Everywhere else an item is its row index in them. Bad input
+parallel tuples of ids, titles and image files. Everywhere else an item is its index in them. Bad input
 raises `DataError`, which names the file, the line and the value; a bad image is no error, only an item
 without an image.
 """
@@ -27,7 +27,7 @@ HEADER_CELLS = {"item", "item_id", "id", "itemid"}
 
 @dataclass(frozen=True)
 class Catalog:
-    """N items in file order: ids, titles, image files (None: no image), the row index of each id, and the titles file
+    """N items in file order: ids, titles, image files (None: no image), the index of each id, and the titles file
     that they were read from."""
 
     items: tuple[str, ...]
@@ -76,7 +76,8 @@ def read_catalog(folder: str | Path) -> Catalog:
             f"{folder / 'images'}: no image is named after an item, e.g. {next(iter(titles))}.jpg",
             stacklevel=2,
         )
-    return Catalog(tuple(titles), tuple(titles.values()), images, {item: row for row, item in enumerate(titles)}, path)
+    index = {item: number for number, item in enumerate(titles)}
+    return Catalog(tuple(titles), tuple(titles.values()), images, index, path)
 
 
 def read_descriptions(path: Path, catalog: Catalog) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """What a model is compared with: chance, popularity, recommenders that know items by number, and on the toy catalogue
 the best that is possible.
 
-In: a dataset and examples. Out: the same `Answers` as a model's, by method.
+In: a dataset and examples. Out: `Answers` like those of a model, by method.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ ORACLE_NAMES = {
 }
 
 
-def baseline_names(given: Sequence[str]) -> list[str]:
-    """The given names of `BASELINES` in the order of the table; `all` stands for every one.
+def baseline_names(asked: Sequence[str]) -> list[str]:
+    """The names of `BASELINES` that are asked for, in the order of the table; `all` stands for every one.
 
     Errors: DataError for another name.
     """
-    for name in given:
+    for name in asked:
         if name not in (*BASELINES, "all"):
             raise DataError(f"baselines {name}: there is no such baseline; there are {', '.join(BASELINES)}, and all")
-    return [name for name in BASELINES if name in given or "all" in given]
+    return [name for name in BASELINES if name in asked or "all" in asked]
 
 
 def baseline_answers(

@@ -3,8 +3,8 @@
 In: prompts, each with its target, and every title as a path in a `Trie` of tokens. Out: how many items are likelier
 than the target, exact up to `DEPTH`. Reading a node of the trie gives the log-probabilities of all its children at
 once, and a title is never likelier than its prefix. So a prefix less likely than the target's whole title need
-not be read on: the search goes into depth first, and ends when no prefix is left above the target or when DEPTH
-items are ahead of it. A prompt's keys and values are read once.
+not be read on. The search reads the longest prefix first. It ends when no prefix is likelier than the target, or
+when DEPTH items are ahead of the target. A prompt's keys and values are computed once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hanorec.models.inputs import packed_inputs
 from hanorec.models.packing import Packed, Prompt
 from hanorec.models.scoring import logits_at, pack_for
 
-DEPTH = 50  # the last place that any measure counts
+DEPTH = 50  # the last rank that any measure counts
 PREFIXES_PER_FORWARD = 256  # of all users together
 
 
@@ -64,7 +64,7 @@ class Prefix(NamedTuple):
     """The first tokens of titles, still to be read on. The longest sorts first, and among them the likeliest: whatever
     is likelier than the target has to be read anyway, unless enough whole titles are found before."""
 
-    left: int  # -length
+    minus_length: int
     cost: float  # -log-probability
     node: int
     tokens: tuple[int, ...]
@@ -84,9 +84,9 @@ class Search:
         self.floor = float(along[-1])
         self.ahead, self.tied = 0, sum(map(allowed, trie.items[path[-1]]))
         self.open: list[Prefix] = []
-        for place, node in enumerate([0, *path[:-1]]):
-            before = float(along[place - 1]) if place else 0.0
-            self.read(Prefix(-place, -before, node, tuple(target[:place])), logps[place], followed=path[place])
+        for length, node in enumerate([0, *path[:-1]]):
+            before = float(along[length - 1]) if length else 0.0
+            self.read(Prefix(-length, -before, node, tuple(target[:length])), logps[length], followed=path[length])
 
     def read(self, prefix: Prefix, logps: np.ndarray, followed: int = -1) -> None:
         """Take in the next-token log-probabilities [V] after a prefix. followed: the child that is known already."""
@@ -104,7 +104,7 @@ class Search:
                 heapq.heappush(self.open, Prefix(-len(longer), -float(totals[k]), child, longer))
 
     def next(self, number: int) -> list[Prefix]:
-        """The prefixes to read next; none where the target's place is known."""
+        """The prefixes to read next; none where the target's rank is known."""
         return [heapq.heappop(self.open) for _ in range(min(number, len(self.open)))] if self.ahead < DEPTH else []
 
 
@@ -130,21 +130,21 @@ def target_ranks(
     searches = [
         Search(trie, target, np.stack([next(logps) for _ in target]), test) for target, test in zip(targets, allowed)
     ]
-    active = list(range(len(searches)))  # the rows of the cache
+    active = list(range(len(searches)))  # whose prompts the cache holds
     while active:
         if cache.get_seq_length() > start:
             cache.crop(start - cache.get_seq_length())  # leaves the prompts alone
         chosen = [searches[b].next(max(1, PREFIXES_PER_FORWARD // len(active))) for b in active]
-        rows = [row for row, prefixes in enumerate(chosen) if prefixes]
-        if len(rows) < len(active):
-            active, chosen = [active[row] for row in rows], [chosen[row] for row in rows]
-            cache.batch_select_indices(torch.tensor(rows, device=backbone.device, dtype=torch.long))
+        unfinished = [i for i, prefixes in enumerate(chosen) if prefixes]
+        if len(unfinished) < len(active):
+            active, chosen = [active[i] for i in unfinished], [chosen[i] for i in unfinished]
+            cache.batch_select_indices(torch.tensor(unfinished, device=backbone.device, dtype=torch.long))
         if active:
             # A response's last token is predicted and never read, so each prefix gets one more token, whose
             # distribution is the one wanted.
             responses = [[(*prefix.tokens, 0) for prefix in prefixes] for prefixes in chosen]
             packed = pack_for(backbone, images, [prompts[b] for b in active], responses, start=start)
-            ends = torch.tensor([len(tokens) for own in responses for tokens in own]).cumsum(0) - 1
+            ends = torch.tensor([len(tokens) for of_prompt in responses for tokens in of_prompt]).cumsum(0) - 1
             logps = iter(_next_logps(backbone, packed, packed.row[ends], packed.column[ends], cache, start, {}))
             for b, prefixes in zip(active, chosen):
                 for prefix in prefixes:

@@ -64,7 +64,7 @@ def answer_with_model(
 ) -> Answers:
     """The answers of a model, with noise and dropout off.
 
-    A top-3 list is written one place after the other: the likeliest title, then the likeliest after it, and so on.
+    A top-3 list is written one title after the other: the likeliest, then the likeliest behind it, and so on.
     forward_tokens: most tokens in a forward. full_catalog: rank the whole catalogue (task next). progress: what a
     progress bar says; without it there is none. Errors: DataError where a model whose responses cannot be packed is to
     rank the whole catalogue.
@@ -130,10 +130,10 @@ def _answer_batch(backbone: Backbone, prompts: Prompts, examples: Sequence[Examp
         return Answers(scores=_scores(backbone, prompts, [prompts.prompt(example) for example in examples], responses))
     lists = np.empty((len(examples), 0), dtype=int)
     x = [prompts.prompt(example) for example in examples]
-    for place in range(3):
+    for rank in range(3):
         left = [[item for item in e.candidates if item not in taken] for e, taken in zip(examples, lists)]
         responses = [
-            [prompts.name([*taken.tolist(), item], last=place == 2) for item in items]
+            [prompts.name([*taken.tolist(), item], last=rank == 2) for item in items]
             for items, taken in zip(left, lists)
         ]
         best = _scores(backbone, prompts, x, responses).argmax(axis=1)

@@ -76,18 +76,18 @@ def user_lists(example: Example, titles: Sequence[str], scores: Mapping[str, np.
     """A user's history, and each run's best candidates side by side, as aligned plain text; * marks the true next item.
 
     titles: of every item. scores: {run: [C]}, one for each of the example's candidates. Ties stand in the order of the
-    candidates, and the place of the truth among them is given as a range.
+    candidates, and the rank of a tied target is given as a range.
     """
     (target,) = example.targets
     columns = []
     for run, values in scores.items():
         order = np.argsort(-values, kind="stable")[:top]
-        items = [example.candidates[place] for place in order]
+        items = [example.candidates[index] for index in order]
         ((ahead,), (tied,)) = positions(values[None], [example.candidates.index(target)])
-        place = f"{ahead + 1}" + (f"–{ahead + tied + 1}" if tied else "")
-        named = [("* " if item == target else "  ") + _cut(titles[item]) for item in items]
-        columns.append([f"  {run}", *named, f"  place {place} of {len(values)}"])
-    labels = ["", *(str(place + 1) for place in range(len(columns[0]) - 2)), "truth"]
+        rank = f"{ahead + 1}" + (f"–{ahead + tied + 1}" if tied else "")
+        marked = [("* " if item == target else "  ") + _cut(titles[item]) for item in items]
+        columns.append([f"  {run}", *marked, f"  rank {rank} of {len(values)}"])
+    labels = ["", *(str(rank + 1) for rank in range(len(columns[0]) - 2)), "truth"]
     lines = [f"user {example.user}"]
     for item in example.history:
         lines.append(f"{'' if len(lines) > 1 else 'chose':>8}    {titles[item]}")

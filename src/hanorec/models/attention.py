@@ -37,18 +37,18 @@ def attend(
     if attention_mask is None or key.shape[2] < LEAST or query.device.type != "cpu":
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     visible = attention_mask if attention_mask.dtype == torch.bool else attention_mask == 0
-    rows = []
+    sequences = []
     for b in range(len(query)):
-        row = slice(b, b + 1)
+        one = slice(b, b + 1)
         blocks = []
         for start in range(0, query.shape[2], BLOCK):
             block = slice(start, start + BLOCK)
             seen = visible[b, 0, block].any(dim=0).nonzero().flatten()
-            keys, values = key[row].index_select(2, seen), value[row].index_select(2, seen)
-            mask = attention_mask[row, :, block].index_select(3, seen)
-            blocks.append(sdpa_attention_forward(module, query[row, :, block], keys, values, mask, **options)[0])
-        rows.append(torch.cat(blocks, dim=1))
-    return torch.cat(rows), None
+            keys, values = key[one].index_select(2, seen), value[one].index_select(2, seen)
+            mask = attention_mask[one, :, block].index_select(3, seen)
+            blocks.append(sdpa_attention_forward(module, query[one, :, block], keys, values, mask, **options)[0])
+        sequences.append(torch.cat(blocks, dim=1))
+    return torch.cat(sequences), None
 
 
 def use_blocks(model: PreTrainedModel) -> None:

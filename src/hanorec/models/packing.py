@@ -77,7 +77,7 @@ class Packed(NamedTuple):
     """B sequences of L columns, whose responses have M tokens in all; on the CPU."""
 
     input_ids: Tensor  # [B, L]
-    attention_mask: Tensor  # [B, 1, L, L] bool: whether row sees column. From `apart` [B, L]: whether no padding
+    attention_mask: Tensor  # [B, 1, L, L] bool: whether row sees column. From `unpacked` [B, L]: whether no padding
     position_ids: Tensor | None  # [B, L], or [3, B, L] where they have three axes. None: the model computes them
     offsets: Tensor  # [B, L] how many tokens of its own prompt + response stand before a token
     row: Tensor  # [M] the sequence, and
@@ -92,11 +92,11 @@ def tree(responses: Sequence[Sequence[int]]) -> Tree:
     built = Tree([], [], [], [], [])
     for number, response in enumerate(responses):
         node = -1
-        for place, token in enumerate(response, 1):
+        for length, token in enumerate(response, 1):
             built.nodes.append(node)
             built.labels.append(token)
             built.response.append(number)
-            if place < len(response):
+            if length < len(response):
                 parent, node = node, children.setdefault((node, token), len(children))
                 if node == len(built.tokens):
                     built.tokens.append(token)
@@ -154,7 +154,7 @@ def pack(
             row += [b] * len(t.nodes)
             column += columns_of_nodes[t.nodes].tolist()
             labels += t.labels
-            response += [number + own for own in t.response]
+            response += [number + in_tree for in_tree in t.response]
             number = response[-1] + 1
     positions = positions if layout.axes else positions[0]
     tensors = map(torch.from_numpy, (input_ids, mask, positions, offsets))
