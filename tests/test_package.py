@@ -42,6 +42,12 @@ def test_imports_point_one_way(path):
     assert all(other == room or level(other) < level(room) for other in used), f"{room} imports {used}"
 
 
+def test_the_options_of_a_command_line_are_known_to_training_alone():
+    below = [path for path in SOURCE.rglob("*.py") if not path.is_relative_to(SOURCE / "training")]
+    naming = [path.name for path in below if re.search(r"(?<!-)--[a-z]", path.read_text(encoding="utf-8"))]
+    assert len(below) > 40 and not naming
+
+
 @pytest.mark.parametrize("name", ["losses", "related/objectives"])
 def test_the_mathematics_needs_pytorch_alone(name):
     outside = {module.split(".")[0] for module in imported(SOURCE / f"{name}.py")}
