@@ -59,10 +59,10 @@ def map_over_ranks(work: Callable[[T], R], things: Sequence[T]) -> list[R]:
     All ranks work equally often (where weights are sharded, a forward takes all of them), so some work may be done
     twice.
     """
-    own = things[rank() :: world_size()]
-    again = -(-len(things) // world_size()) - len(own)  # 0 or 1
-    shares = gather_object([[work(thing) for thing in (*own, *things[:again])]])
-    return [result for row in zip(*shares) for result in row][: len(things)]
+    share = things[rank() :: world_size()]
+    again = -(-len(things) // world_size()) - len(share)  # 0 or 1
+    of_ranks = gather_object([[work(thing) for thing in (*share, *things[:again])]])
+    return [result for turn in zip(*of_ranks) for result in turn][: len(things)]
 
 
 def all_gather_rows(values: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ A user is of one of THEMES × STYLES types: a favourite theme and a favourite st
 (theme, style) from the type's distribution, then an item of that cell that the user has not chosen yet, all
 alike. Types are finite, so `oracles.py` can compute the Bayes-optimal ranking from words, images or both.
 
-Some items are cold: they occur in no training row. `cold.tsv` has histories of cold items with a warm
+Some items are cold: they occur in no training history. `cold.tsv` has histories of cold items with a warm
 target, so there a title says nothing about a style, and only the image does.
 
 Two more things are made for studies of the method. `exchanged` gives a share of the items another item's image, so
@@ -45,7 +45,7 @@ _RIMES = (
 ).split()
 NAMES = tuple((onset + rime).capitalize() for rime in _RIMES for onset in _ONSETS)  # 480 invented names
 MORE_NAMES = tuple(name + ending for ending in ("ld", "nt", "sk") for name in NAMES)  # for worlds of more items
-LISTED = 100  # most items of a row of negatives.tsv
+LISTED = 100  # most items of a line of negatives.tsv
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class World:
     is the log-odds that a user's favourite theme (or style) has over another one; `spread` is the standard deviation
     of the log-popularity of the tastes. Histories of `cold.tsv` have `shortest_cold` (at most `cold_per_cell`) to
     `cold_per_cell` items. `exchanged` is the probability that an item has another item's image; `near` is the share of
-    items in a row of `negatives.tsv` that are of the item's theme or of its style. Neither changes any other file."""
+    items in a line of `negatives.tsv` that are of the item's theme or of its style. Neither changes any other file."""
 
     warm_per_cell: int = 8
     cold_per_cell: int = 5
@@ -146,7 +146,7 @@ def make_toy(folder: str | Path, world: World = World()) -> Path:
     """Write the toy catalogue into `folder`, which appears only when it is complete; the same `world` gives
     the same files. Returns the folder.
 
-    Errors: ValueError where a row could need more items of a cell than there are, and for shares outside 0 to 1.
+    Errors: ValueError where a user could need more items of a cell than there are, and for shares outside 0 to 1.
     """
     per_cell = world.warm_per_cell + world.cold_per_cell
     cells = len(THEMES) * len(STYLES)
@@ -174,7 +174,7 @@ def make_toy(folder: str | Path, world: World = World()) -> Path:
     warm_in = [np.flatnonzero((cell_of == cell) & ~cold) for cell in range(cells)]
     cold_in = [np.flatnonzero((cell_of == cell) & cold) for cell in range(cells)]
 
-    def row(pools: list[list[np.ndarray]]) -> list[int]:
+    def choose(pools: list[list[np.ndarray]]) -> list[int]:
         """One user's choices: at step t from pools[t][cell], never the same item twice."""
         kind, chosen = rng.choice(cells, p=prior), []
         for pool in pools:
@@ -183,10 +183,10 @@ def make_toy(folder: str | Path, world: World = World()) -> Path:
         return chosen
 
     lengths = rng.integers(world.shortest_row, world.longest_row + 1, world.users)
-    rows = [row([warm_in] * length) for length in lengths]
+    warm_users = [choose([warm_in] * length) for length in lengths]
     shortest_cold = min(world.shortest_cold, world.cold_per_cell)
     cold_lengths = rng.integers(shortest_cold, world.cold_per_cell + 1, world.cold_users)
-    cold_rows = [row([cold_in] * length + [warm_in]) for length in cold_lengths]
+    cold_users = [choose([cold_in] * length + [warm_in]) for length in cold_lengths]
     shown = exchange(len(images), world.exchanged, np.random.default_rng([world.seed, 1]))
     negatives = near_and_far(cell_of, ~cold, world.near, np.random.default_rng([world.seed, 2]))
 
@@ -199,10 +199,10 @@ def make_toy(folder: str | Path, world: World = World()) -> Path:
         with open(partial / "titles.csv", "w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([("item", "title"), *enumerate(titles)])
         for name, users, cut in [
-            ("train", rows, -2),
-            ("val", rows, -1),
-            ("test", rows, None),
-            ("cold", cold_rows, None),
+            ("train", warm_users, -2),
+            ("val", warm_users, -1),
+            ("test", warm_users, None),
+            ("cold", cold_users, None),
         ]:
             lines = (
                 f"{name[0] if name == 'cold' else 'u'}{user}\t{' '.join(map(str, items[:cut]))}\n"

@@ -64,7 +64,10 @@ def list_hit_rate(ranked: ArrayLike, targets: ArrayLike) -> np.ndarray:
 
 
 def list_ndcg(ranked: ArrayLike, targets: ArrayLike) -> np.ndarray:
-    """NDCG@k of lists, binary relevance; the ideal list opens with min(k, t) hits. As `list_hit_rate`."""
+    """NDCG@k of lists with binary relevance: the ideal list opens with min(k, t) hits.
+
+    ranked[U, k], targets[U, t], and what it raises: those of `list_hit_rate`. Returns [U].
+    """
     ranked, targets = _checked_lists(ranked, targets)
     discount = _discount(np.arange(ranked.shape[1]))
     gains = _first_hits(ranked, targets).any(1) @ discount
