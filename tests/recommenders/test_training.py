@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import replace
 
@@ -73,6 +74,18 @@ def test_the_weights_are_those_of_the_best_epoch_and_training_ends_after_a_time_
     assert len(states) == 4  # epochs 3 and 4 are no better than epoch 2
     assert all(torch.equal(weights[name], tensor) for name, tensor in states[1].items())
     assert not torch.equal(weights["items.weight"], states[2]["items.weight"])
+
+
+def test_a_training_that_ends_in_scores_that_are_no_numbers_is_an_error():
+    network, asked = make("GRU4Rec", 6), [example(0, candidates=(1, 2), target=1)]
+    with torch.no_grad():
+        network.items.weight.fill_(math.nan)
+
+    def validate() -> float:
+        return ndcg_at_10(network_scorer(network, asked), asked)
+
+    with pytest.raises(ValueError, match="no numbers after epoch 1"), np.errstate(invalid="ignore"):
+        fit(network, [(0, 1, 2)], validate, SHORT, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("most, epochs, parts", [(12, 12, 2), (5, 10, 1)])

@@ -98,6 +98,7 @@ def fit(
 
     generator: draws chunks and batches. progress: what a progress bar says; without it there is none. Where many
     histories and items would take more than `MOST_LOGITS`, there are fewer epochs, of a random part of the histories.
+    Errors: ValueError where training has made the scores NaN.
     """
     optimizer = torch.optim.Adam(network.parameters(), settings.learning_rate, betas=(0.9, 0.98))
     padding = len(network.items.weight) - 1
@@ -121,6 +122,8 @@ def fit(
                 optimizer.zero_grad()
             network.eval()
             value = validate()
+            if math.isnan(value):
+                raise ValueError(f"{progress}: its scores are no numbers after epoch {epoch}")
             bar.set_postfix_str(f"validation {value:.4f}")
             if value > best:
                 best, best_epoch = value, epoch
