@@ -57,7 +57,10 @@ def main() -> None:
     name = args.name or args.question
     torch.manual_seed(0)
     data = open_dataset(args.data)
-    policy = add_lora(load_backbone(args.backbone, dtype="float32", device=torch.device("cpu")))
+    backbone = load_backbone(args.backbone, dtype="float32", device=torch.device("cpu"))
+    row: dict = {"study": name, "version": version(), "threads": torch.get_num_threads()}
+    row["parameters"] = backbone.num_parameters
+    policy = add_lora(backbone)
     policy.model.train()
     images = CatalogImages(policy, data.catalog.images, frozen=True)
     prompts = Prompts(policy, images, data.catalog.titles, "next", list_candidates=False)
@@ -70,8 +73,6 @@ def main() -> None:
         optimizer.step()
         optimizer.zero_grad()
 
-    row = {"study": name, "version": version(), "parameters": policy.num_parameters}
-    row |= {"threads": torch.get_num_threads()}
     if args.question == "long_rows":
         for tokens in TOKENS:
             trunk, titles = long_row(prompts, tokens, len(data.catalog.titles))
