@@ -78,7 +78,7 @@ def find_layout(model: Any, processor: Any, image_text: str) -> Layout:
 def tolerance(dtype: torch.dtype) -> float:
     """The largest relative difference of hidden states that counts as rounding: half of the digits of `dtype`.
 
-    That is 3e-4 in float32, 0.03 in float16 and 0.09 in bfloat16. Measured with the families of `tests/families.py`,
+    That is 3e-4 in float32, 0.03 in float16 and 0.09 in bfloat16. Measured with the families of `tools/families.py`,
     their weights as they are and scaled by 0.1, and the pretrained tiny backbone: under the right visibility the
     difference is 0 on a CPU (with all positions moved by one, which changes nothing but rounding, at most 4e-6 in
     float32 and 0.06 in bfloat16); under a wrong one, or with a window of 7 tokens instead of 5, it is at least 0.1.
