@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -58,7 +56,7 @@ def test_lora_trains_the_language_model_alone(backbone, images):
 
 def test_lora_goes_where_it_is_asked_to(backbone, images):
     def trained(targets):
-        model = add_lora(backbone, rank=2, targets=targets).model
+        model = add_lora(backbone, rank=2, layers=targets).model
         names = {
             n.split(".lora_")[0].replace("base_model.model.", "")
             for n, p in model.named_parameters()
@@ -72,8 +70,8 @@ def test_lora_goes_where_it_is_asked_to(backbone, images):
     everywhere = trained("all")
     assert any("vision_model" in name for name in everywhere) and any("connector" in name for name in everywhere)
     assert trained("language") < everywhere and "lm_head" not in everywhere
-    with pytest.raises(DataError, match="--lora-targets up_prog: no linear layer has this name; there are .*up_proj"):
-        add_lora(backbone, targets="q_proj,up_prog")
+    with pytest.raises(DataError, match="layers up_prog: no linear layer has this name; there are .*up_proj"):
+        add_lora(backbone, layers="q_proj,up_prog")
 
 
 def test_the_reference_stays_as_it_is_under_a_policy_that_trains(backbone, images):
@@ -98,13 +96,10 @@ def test_the_reference_stays_as_it_is_under_a_policy_that_trains(backbone, image
 
 def test_what_does_not_go_with_sharded_weights_is_refused(backbone, monkeypatch):
     monkeypatch.setattr("hanorec.distributed.is_sharded", lambda: True)
-    plain = SimpleNamespace(gradient_checkpointing=False, merge=False)
     with pytest.raises(DataError, match="a vision tower that trains does not go with sharded weights"):
-        prepare_for_training(add_lora(backbone, targets="all"), plain)
+        prepare_for_training(add_lora(backbone, layers="all"))
     with pytest.raises(DataError, match="training without LoRA does not go with sharded weights"):
-        prepare_for_training(backbone, plain)
-    with pytest.raises(DataError, match="--merge does not go with sharded weights"):
-        prepare_for_training(add_lora(backbone), SimpleNamespace(gradient_checkpointing=False, merge=True))
+        prepare_for_training(backbone)
 
 
 @pytest.fixture
@@ -128,7 +123,7 @@ def adapted(backbone, images, monkeypatch):
 
 def noisy_gradients(adapted, noise: str, checkpointing: bool = False) -> torch.Tensor:
     policy, images, prompts, answers = adapted
-    prepare_for_training(policy, SimpleNamespace(gradient_checkpointing=checkpointing))
+    prepare_for_training(policy, gradient_checkpointing=checkpointing)
     model = policy.model
     model.zero_grad()
     torch.manual_seed(5)
