@@ -86,9 +86,9 @@ def split_examples(
     Rows that are too short for the task are skipped, with one warning that counts them. Errors: DataError where
     the split cannot be read, has no row that is long enough, or where more candidates are wanted than there are items.
     """
-    rows = read_split(data, split)
-    found, skipped = cut_windows(rows, history=history or HISTORY[task], targets=TARGETS[task], which=windows)
-    check_skipped(data, split, task, len(rows), len(found), skipped)
+    histories = read_split(data, split)
+    found, skipped = cut_windows(histories, history=history or HISTORY[task], targets=TARGETS[task], which=windows)
+    check_skipped(data, split, task, len(histories), len(found), skipped)
     if candidates > len(data.catalog):
         raise DataError(f"{candidates} candidates asked for, but the catalogue has {len(data.catalog)} items")
     drawn = draw_windows(found, users, nested=windows == "nested", seed=seed)

@@ -95,8 +95,8 @@ class Negatives:
         elif self.strategy in ("neighbours", "listed"):  # fewer than `hard` where the user has chosen the others
             if self.neighbours is None:
                 raise ValueError(f"negatives: the strategy {self.strategy} needs each item's neighbours")
-            near = np.intersect1d(free, self.neighbours[list(window.targets)])
-            first = generator.permutation(near)[:hard]
+            similar = np.intersect1d(free, self.neighbours[list(window.targets)])
+            first = generator.permutation(similar)[:hard]
         else:
             first = free[:0]
         others = generator.choice(np.setdiff1d(free, first, assume_unique=True), number - len(first), replace=False)

@@ -1,6 +1,6 @@
 """An item's neighbourhood by more than its embedding: weak neighbours dropped, items that users choose together added.
 
-In: every item's K nearest items (`hardness.nearest`) and the training rows. Out: tables of the same form, for the
+In: every item's K nearest items (`hardness.nearest`) and the training histories. Out: tables of the same form, for the
 hardness of pairs (Eq. 5) and for neighbour negatives. It is done in the manner of MLLMRec (arXiv 2508.15304), which
 refines its item-item graph by a similarity threshold and by co-occurrence before a graph convolution.
 """
@@ -29,14 +29,14 @@ class Changes(NamedTuple):
 
 
 def refine(
-    similarities: Tensor, neighbours: Tensor, rows: Sequence[Sequence[int]], *, threshold: float | None = None
+    similarities: Tensor, neighbours: Tensor, histories: Sequence[Sequence[int]], *, threshold: float | None = None
 ) -> tuple[Tensor, Tensor, Changes]:
     """Every item's K neighbours of largest weight, where the weight of j for i is
 
         cos(i, j), if j is among the K nearest of i and cos(i, j) ≥ threshold, else 0
         + Jaccard(i, j), if j is among the K items of largest Jaccard index with i, else 0
 
-    and Jaccard(i, j) = |U_i ∩ U_j| / |U_i ∪ U_j|, U_i being the users whose training rows hold item i.
+    and Jaccard(i, j) = |U_i ∩ U_j| / |U_i ∪ U_j|, U_i being the users whose training history holds item i.
 
     MLLMRec's published code (src/models/mllmrec.py) adds up the same two graphs. It sets what is left of the first to 1
     and keeps both whole; here the cosine stays, and K neighbours in all, since Eq. 5 compares K similarities. Its graph
@@ -45,7 +45,7 @@ def refine(
 
     Args:
         similarities, neighbours: [items, K] as `hardness.nearest` returns them.
-        rows: the items of every training row.
+        histories: the items of every training user.
         threshold: in [0, 1]; None takes the median of `similarities` (0 if that is negative), which drops half of the
             edges, whatever their scale.
     Returns: the similarities, [items, K] descending, 0 where an item has fewer neighbours; whose they are, [items, K],
@@ -59,27 +59,27 @@ def refine(
     items, k = neighbours.shape
     weights, whose = torch.zeros_like(similarities), torch.full_like(neighbours, -1)
     dropped = added = 0
-    graphs = zip(neighbours.tolist(), similarities.tolist(), chosen_together(rows, items, k), strict=True)
-    for item, (near, cosines, together) in enumerate(graphs):
-        weight = {other: cosine for other, cosine in zip(near, cosines) if cosine >= threshold}
+    graphs = zip(neighbours.tolist(), similarities.tolist(), chosen_together(histories, items, k), strict=True)
+    for item, (nearest, cosines, together) in enumerate(graphs):
+        weight = {other: cosine for other, cosine in zip(nearest, cosines) if cosine >= threshold}
         for other, jaccard in together.items():
             weight[other] = weight.get(other, 0.0) + jaccard
-        kept = sorted(weight, key=lambda other: -weight[other])[:k]
-        weights[item, : len(kept)] = torch.tensor([weight[other] for other in kept])
-        whose[item, : len(kept)] = torch.tensor(kept, dtype=torch.long)
-        dropped += len(set(near) - set(kept))
-        added += len(set(kept) - set(near))
+        strongest = sorted(weight, key=lambda other: -weight[other])[:k]
+        weights[item, : len(strongest)] = torch.tensor([weight[other] for other in strongest])
+        whose[item, : len(strongest)] = torch.tensor(strongest, dtype=torch.long)
+        dropped += len(set(nearest) - set(strongest))
+        added += len(set(strongest) - set(nearest))
     return weights, whose, Changes(threshold, neighbours.numel(), dropped, added)
 
 
-def chosen_together(rows: Sequence[Sequence[int]], items: int, k: int) -> list[dict[int, float]]:
+def chosen_together(histories: Sequence[Sequence[int]], items: int, k: int) -> list[dict[int, float]]:
     """For every item the at most `k` others of largest Jaccard index with it, and that index, largest first.
 
-    rows: the items of every user's row; items: how many there are in all. An item that no row holds has none.
+    histories: the items of every user; items: how many there are in all. An item that nobody chose has none.
     """
-    holding: list[list[np.ndarray]] = [[] for _ in range(items)]  # the rows that hold an item
-    for row in rows:
-        different = np.unique(row)
+    holding: list[list[np.ndarray]] = [[] for _ in range(items)]  # the histories that hold an item
+    for history in histories:
+        different = np.unique(history)
         for item in different:
             holding[item].append(different)
     users = np.array([len(own) for own in holding])

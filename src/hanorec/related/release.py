@@ -1,6 +1,6 @@
 """The protocol of the authors' release (github.com/wangyu0627/HaNoRec): which rows, candidates and pairs it uses.
 
-In: users' rows and the catalogue. Out: `Example`s that carry what its prompts and preference pairs carry, so that a
+In: user histories and the catalogue. Out: `Example`s that carry what its prompts and preference pairs carry, so that a
 model can be measured as the release measures its own. One example a user:
 
     top3    3 items, then the 3 that followed, newest first; listed are these and 4 negatives; 3 of the 4 are rejected
@@ -25,7 +25,7 @@ from hanorec.errors import DataError
 from hanorec.randomness import rng
 
 TASKS = ("top3", "yesno")
-ROW = 6  # items that a row must have, and the last of which are used
+LENGTH = 6  # items that a user history must have, and the last of which are used
 NEGATIVES = 4
 MOST_TRAINED, MOST_RANKED = 100_000, 3_000  # examples of train.tsv, and of another split
 SUBSTITUTE = "627"  # the item whose image stands for those of items without one
@@ -46,30 +46,30 @@ def release_split(data: Dataset, split: str, task: str, *, users: int | None = N
     users: take only so many, drawn by the seed (None: all). Errors: DataError as `release_windows` and
     `release_examples` raise it, and where no row is long enough.
     """
-    rows = read_split(data, split)
-    windows, skipped = release_windows(rows, split, task)
-    check_skipped(data, split, task, len(rows), len(windows), skipped)
+    histories = read_split(data, split)
+    windows, skipped = release_windows(histories, split, task)
+    check_skipped(data, split, task, len(histories), len(windows), skipped)
     drawn = draw_windows(windows, users, nested=False, seed=seed)
     return release_examples(drawn, data.catalog, split, task, seed=seed)
 
 
-def release_windows(rows: Iterable[UserHistory], split: str, task: str) -> tuple[list[Window], int]:
-    """The last `ROW` items of every row that has as many, as a window whose targets stand newest first.
+def release_windows(histories: Iterable[UserHistory], split: str, task: str) -> tuple[list[Window], int]:
+    """The last `LENGTH` items of every user history that has as many, as a window whose targets stand newest first.
 
-    The history is as it is in the row, also where it holds a target. Returns the first 3,000 windows (100,000 of the
-    split "train"), in row order, and the number of rows that gave none: shorter ones, and those whose targets are not
-    different items. Errors: DataError for a task that the protocol does not have.
+    The history of a window stays as it is, also where it holds a target. Returns the first 3,000 windows (100,000 of
+    the split "train"), in their order, and the number of users who gave none: those of fewer items, and those whose
+    targets are not different items. Errors: DataError for a task that the protocol does not have.
     """
     fixed_options(task)
     result: list[Window] = []
     skipped = 0
-    for row in rows:
-        history, targets = row.items[-ROW : -TARGETS[task]], row.items[-TARGETS[task] :][::-1]
-        if len(row.items) < ROW or len(set(targets)) < len(targets):
+    for user in histories:
+        history, targets = user.items[-LENGTH : -TARGETS[task]], user.items[-TARGETS[task] :][::-1]
+        if len(user.items) < LENGTH or len(set(targets)) < len(targets):
             skipped += 1
             continue
-        position = len(row.items) - len(targets)
-        result.append(Window(row.user, history, targets, frozenset(row.items), position))
+        position = len(user.items) - len(targets)
+        result.append(Window(user.user, history, targets, frozenset(user.items), position))
     return result[: MOST_TRAINED if split == "train" else MOST_RANKED], skipped
 
 
