@@ -543,6 +543,17 @@ def test_an_adapter_of_another_sft_model_is_refused(script, toy_folder, runs, sf
     assert status == 2 and "made from another SFT run" in errors
 
 
+def test_a_dpo_run_of_an_older_version_is_read_as_its_sft_run_or_refused(script, runs, hanorec_run):
+    old = shutil.copytree(hanorec_run, runs / "old")
+    config = json.loads((old / "config.json").read_text())
+    del config["version"]
+    (old / "config.json").write_text(json.dumps(config | {"history": None, "task": "next", "candidates": 8}))
+    assert load_run(old)[1] == load_run(hanorec_run)[1]
+    (old / "config.json").write_text(json.dumps(config | {"history": 2}))
+    status, _, errors = script("evaluate", "--runs", old)
+    assert status == 2 and "has another history than its SFT run, which version 0.2.0 alone can read" in errors
+
+
 def test_titles_full_of_special_tokens_are_words_like_others(script, toy_folder, runs, tmp_path):
     """In histories, in listed candidates, in responses, and in the embeddings that hardness comes from."""
     folder = shutil.copytree(toy_folder, tmp_path / "toy")

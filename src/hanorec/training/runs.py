@@ -119,11 +119,16 @@ def read_config(folder: str | Path, kind: str | None = None) -> dict:
 
 def sft_options(folder: str | Path) -> SFTOptions:
     """How the model of a finished run reads prompts: the options of the SFT run that it is, or that it started from,
-    with the run's own dataset. Errors: DataError as `read_config` raises it."""
+    with the run's own dataset. Errors: DataError as `read_config` raises it, and for a DPO run of version 0.2.0 that
+    reads prompts otherwise than its SFT run."""
     config = read_config(folder)
     sft = config if config["kind"] == "sft" else read_config(config["sft"], "sft")
     options = SFTOptions(**{field.name: sft[field.name] for field in fields(SFTOptions) if field.name in sft})
     complete_sft(options)
+    if config["kind"] == "dpo":  # version 0.2.0 let stage 2 differ from stage 1
+        for name in {field.name for field in fields(SFTOptions)} - {field.name for field in fields(DPOOptions)}:
+            if config.get(name, getattr(options, name)) != getattr(options, name):
+                raise DataError(f"{folder}: has another {name} than its SFT run, which version 0.2.0 alone can read")
     return replace(options, data=config["data"])
 
 
