@@ -403,6 +403,15 @@ def test_by_its_name_an_objective_has_its_published_settings(name):
     assert ("hardness" in taken) == (name in WITH_HARDNESS)
 
 
+@pytest.mark.parametrize("name", WITH_RUNNING_GAPS)
+def test_margins_are_kept_from_batch_to_batch(name):
+    running = RunningGaps()
+    for batch in range(2):
+        before = state_of(running)
+        related_objective(name, *tables(seed=batch), beta=0.1, running=running, generator=seeded())
+        assert state_of(running) != before
+
+
 def test_every_name_is_an_objective_and_hanorec_stands_in_the_script():
     assert {"hanorec", *OBJECTIVES} == set(PAPER_BETA)
     for name in ("hanorec", "ppo"):
