@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """Stage 2: HaNoRec, preference optimization with hardness-aware reweighting and noise (arXiv 2511.18740).
 
-λ of every pair from its items' neighbourhoods             Eqs. 5, 6     hardness.pair_hardness
-log π_ref of every response, once, by the SFT model                      models.scoring.score_all
+                                                          equation      function
+δ and λ of every pair, from its items' neighbourhoods     Eqs. 5, 6     losses.neighbourhood_distance, hardness_weight
+log π_ref of every response, once, by the SFT model                     models.scoring.score_all
 for each batch of (prompt x, chosen y_w, rejected y_l):
-    log π_θ(y_w | x), log π_θ(y_l | x) under noise         NoDO          policy_logps, losses.perturbed_lora
-    Δ = difference of the log-ratios,  R = β₀ Δ            Eq. 7         losses.log_ratio_margin
-    η from the batch's R                                   Eq. 8         losses.policy_responsiveness
-    β = β₀ · η · λ,  minimise  −log σ(β Δ)                 Eqs. 11, 12   losses.hanorec_loss
+    log π_θ(y_w | x), log π_θ(y_l | x) under noise        NoDO          losses.perturbed_logits, perturbed_lora
+    Δ = difference of the log-ratios,  R = β₀ Δ           Eq. 7         losses.log_ratio_margin
+    η from the batch's R                                  Eq. 8         losses.policy_responsiveness
+    β = β₀ · η · λ                                        Eq. 11        losses.adaptive_beta
+    minimise  −log σ(β Δ)                                 Eq. 12        losses.hanorec_loss
 
 python train_dpo.py                                    HaNoRec on top of runs/sft
 python train_dpo.py --loss dpo --output runs/dpo       plain DPO
