@@ -23,7 +23,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from hanorec.data.catalog import Catalog, load_image, read_catalog, read_descriptions
+from hanorec.data.catalog import Catalog, read_catalog, read_descriptions
+from hanorec.data.untrusted import load_image
 from hanorec.errors import DataError, exit_on_user_error
 from hanorec.models.backbone import DTYPES, Backbone, load_backbone
 from hanorec.models.encoding import scaled_down

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # so that it runs before an installation
 
-from hanorec.data.catalog import IMAGE_SUFFIXES, listing, load_image
+from hanorec.data.untrusted import IMAGE_SUFFIXES, listing, load_image
 from hanorec.errors import DataError
 
 EPILOG = """\

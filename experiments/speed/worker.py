@@ -22,9 +22,10 @@ from torch import Tensor
 
 from experiments.speed.turns import serve
 from hanorec.data.batching import batches, epoch_order
-from hanorec.data.catalog import Catalog, load_image
+from hanorec.data.catalog import Catalog
 from hanorec.data.dataset import open_dataset, split_examples
 from hanorec.data.examples import Example
+from hanorec.data.untrusted import load_image
 from hanorec.hardness import embed_items, nearest, pair_hardness
 from hanorec.losses import hanorec_loss, response_logps
 from hanorec.models import scoring

@@ -16,12 +16,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps
-
+from hanorec.data.untrusted import IMAGE_SUFFIXES, listing, read_text
 from hanorec.errors import DataError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # where an item has several files, the first of these wins
-MAX_PIXELS = 50_000_000  # 150 MB once decoded to RGB; no poster or cover is that large
 HEADER_CELLS = {"item", "item_id", "id", "itemid"}
 
 
@@ -102,44 +99,6 @@ def read_descriptions(path: Path, catalog: Catalog) -> tuple[str, ...]:
     return tuple(texts.get(item, "") for item in catalog.items)
 
 
-def load_image(path: str | Path) -> Image.Image | None:
-    """Decode an image file to RGB, upright; None, and a warning that names file and reason, if that fails."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ours is the stricter limit
-            with Image.open(path) as image:  # reads the header only
-                if image.width * image.height > MAX_PIXELS:
-                    raise ValueError(f"{image.width} x {image.height} pixels, the limit is {MAX_PIXELS:,}")
-                return ImageOps.exif_transpose(image).convert("RGB")
-    except Exception as error:  # noqa: BLE001  decoders of damaged files raise anything
-        reason = f"{type(error).__name__}: {error}"
-    warnings.warn(f"{path}: not used as an image ({reason})", stacklevel=2)
-    return None
-
-
-def read_text(path: Path) -> str:
-    """A text file, less its byte order mark, with \\n line ends. DataError: missing or not UTF-8."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; {listing(path.parent)}") from None
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}:{line}: not UTF-8, byte 0x{error.object[error.start]:02x}") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def listing(folder: Path, limit: int = 20) -> str:
-    """What a folder holds, for an error message."""
-    if not folder.is_dir():
-        return f"there is no folder {folder}"
-    names = sorted(os.listdir(folder))
-    listed = ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-    return f"{folder} holds {listed or 'nothing'}"
-
-
 def _titles_file(folder: Path) -> Path:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
@@ -183,7 +142,7 @@ def _image_files(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         return {}
     with os.scandir(folder) as entries:
-        paths = [Path(entry.path) for entry in entries if entry.is_file()]
+        paths = [Path(entry.path) for entry in entries if not entry.is_dir(follow_symlinks=False)]
     ranked = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
     ranked.sort(key=lambda path: (IMAGE_SUFFIXES.index(path.suffix.lower()), path.name), reverse=True)
     return {path.stem: path for path in ranked}  # the preferred suffix comes last and stays

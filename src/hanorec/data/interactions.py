@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hanorec.data.catalog import Catalog, read_text
+from hanorec.data.catalog import Catalog
+from hanorec.data.untrusted import read_text
 from hanorec.errors import DataError
 
 

@@ -20,6 +20,9 @@ from torch import Tensor
 from hanorec.cache import content_fingerprint, weights_fingerprint
 from hanorec.models.backbone import Backbone
 
+DECODING = (
+    2  # counts the ways in which `load_image` has read files: 2 puts transparency on white and scales 16 bits to 8
+)
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")  # the other inputs are the images'
 LANGUAGE = re.compile(r"language_model|text_model|lm_head")  # the weights that images do not pass through
 
@@ -109,7 +112,7 @@ def features_made_from(backbone: Backbone, pixels: int | None) -> str:
         json.dumps(backbone.processor.to_dict(), sort_keys=True, default=str),
         json.dumps(backbone.processor.tokenizer.get_vocab(), sort_keys=True),
         f"{backbone.image_text!r}, {backbone.processor.chat_template is None}",
-        f"{pixels} pixels, {backbone.compute}",
+        f"{pixels} pixels, {backbone.compute}, decoding {DECODING}",
     )
 
 

@@ -20,9 +20,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from hanorec import distributed
 from hanorec.cache import cached, content_fingerprint
-from hanorec.data.catalog import load_image
+from hanorec.data.untrusted import MAX_IMAGE_BYTES, load_image, why_not_opened
 from hanorec.models.backbone import Backbone
-from hanorec.models.encoding import encode_images, features_made_from, process_image, scaled_down
+from hanorec.models.encoding import Processed, encode_images, features_made_from, process_image, scaled_down
 
 SHARD_SIZE = 512  # images in a cache file, and the most that are in memory before they are encoded
 VISION_BATCH = 32  # images in a forward of the vision tower
@@ -57,10 +57,10 @@ class CatalogImages:
             if frozen:
                 self._add_frozen(backbone, images, cache, bar)
             else:
-                self._add(*zip(*(process_image(backbone, self._open(image, bar)) for image in images)))
+                self._add(*zip(*(self._processed(backbone, image, bar) for image in images)))
         broken = sum(image is not None and not block for image, block in zip(images, self.blocks))
         if broken:
-            warnings.warn(f"{broken} of {len(images)} items are treated as without image: broken file", stacklevel=2)
+            warnings.warn(f"{broken} of {len(images)} items are treated as without image: unusable file", stacklevel=2)
 
     # what prompts and forwards ask for
 
@@ -129,7 +129,7 @@ class CatalogImages:
         files = all(image is None or isinstance(image, Path) for image in images)
         made_from = features_made_from(backbone, self.pixels) if files else ""
         shards = [images[start : start + SHARD_SIZE] for start in range(0, len(images), SHARD_SIZE)]
-        keys = [content_fingerprint(made_from, *shard) if files else "" for shard in shards]
+        keys = [content_fingerprint(made_from, *map(_hashed, shard)) if files else "" for shard in shards]
         cache = cache if files else None
         if cache and distributed.world_size() > 1:  # every rank makes its share, then all read everything
 
@@ -150,8 +150,8 @@ class CatalogImages:
         def make() -> dict[str, Tensor]:
             blocks, features, grids = [], [], []
             for start in range(0, len(images), VISION_BATCH):
-                opened = [self._open(image, bar) for image in images[start : start + VISION_BATCH]]
-                processed = [process_image(backbone, image) for image in opened]
+                some = images[start : start + VISION_BATCH]
+                processed = [self._processed(backbone, image, bar) for image in some]
                 blocks += [each.placeholders for each in processed]
                 grids += [each.grid for each in processed if each.grid is not None]
                 shown = [each for each in processed if each.placeholders]
@@ -178,8 +178,22 @@ class CatalogImages:
         contents = [next(features) if block else None for block in blocks]
         return blocks, contents, [next(grids, None) if block else None for block in blocks]
 
-    def _open(self, image: Path | Image.Image | None, bar: tqdm) -> Image.Image | None:
-        """The image itself, of at most `pixels` pixels."""
+    def _processed(self, backbone: Backbone, image: Path | Image.Image | None, bar: tqdm) -> Processed:
+        """What the processor makes of an image of at most `pixels` pixels; a file that it refuses, for being too thin
+        for instance, is a warning that names file and reason."""
         bar.update()
-        image = load_image(image) if isinstance(image, Path) else image
-        return scaled_down(image, self.pixels) if image is not None and self.pixels else image
+        opened = load_image(image) if isinstance(image, Path) else image
+        if opened is not None and self.pixels:
+            opened = scaled_down(opened, self.pixels)
+        try:
+            return process_image(backbone, opened)
+        except (ValueError, ZeroDivisionError) as error:
+            if not isinstance(image, Path):
+                raise
+            warnings.warn(f"{image}: not used as an image ({type(error).__name__}: {error})", stacklevel=2)
+            return Processed()
+
+
+def _hashed(image: Path | None) -> Path | None:
+    """The file whose content counts: none where it is not opened."""
+    return None if image is None or why_not_opened(image, MAX_IMAGE_BYTES) else image
