@@ -50,6 +50,57 @@ def test_only_the_first_row_can_be_a_header(tmp_path):
     assert read_catalog(write(tmp_path, "item,title\n1,A\nid,B\n")).items == ("1", "id")
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "movieId,title",
+        "item_id:token,movie_title:token_seq",
+        "asin,name",
+        "ISBN,Book_Title",
+        "tconst,primaryTitle",
+        "video,titles",
+        "product,title_en",
+        "key, Name ",
+        "item_id:token,category",
+    ],
+)
+def test_a_header_is_known_by_the_name_of_either_column(tmp_path, header):
+    assert read_catalog(write(tmp_path, f"{header}\n1,A\n")).items == ("1",)
+
+
+@pytest.mark.parametrize("line", ["7,Title", "movieId,The Name", "tt7,Name of the Rose", "x,Alien"])
+def test_what_could_be_an_item_is_none(tmp_path, line):
+    assert len(read_catalog(write(tmp_path, f"{line}\n1,A\n"))) == 2
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+@pytest.mark.parametrize("line", ["x7,Title", "x7,Surname", "id,Alien", "item,title"])
+def test_an_item_of_any_row_is_no_header(tmp_path, split, line):
+    first = line.split(",")[0]
+    write(tmp_path, f"u\t1 {first}\n", f"{split}.tsv")
+    assert read_catalog(write(tmp_path, f"{line}\n1,A\n")).items == (first, "1")
+    write(tmp_path, f"{first}\t1 1\n", f"{split}.tsv")  # a user of that name is no item
+    assert read_catalog(tmp_path).items == ("1",)
+
+
+BLANK = ["\u200b", "\x01\x02", "\0", "\u200b \u2060\ufeff", "\u00ad", "\u3164", "\u2800", "\u0301", "\u202e\u202c"]
+
+
+@pytest.mark.parametrize("blank", BLANK, ids=ascii)
+def test_what_nobody_can_see_is_blank(tmp_path, blank):
+    with pytest.raises(DataError, match=r"titles\.csv:2: item '2' has an empty title"):
+        read_catalog(write(tmp_path, f"1,A\n2,{blank}\n"))
+    with pytest.raises(DataError, match=r"titles\.csv:2: an item id must be one word"):
+        read_catalog(write(tmp_path, f"1,A\n{blank},B\n"))
+    write(tmp_path, f"1,{blank}\n", "descriptions.csv")
+    assert read_descriptions(tmp_path / "descriptions.csv", read_catalog(write(tmp_path, "1,A\n"))) == ("",)
+
+
+@pytest.mark.parametrize("title", [".", "é", "e\u0301", "👩\u200d🚀", "\u0915\u093f", "\ue000", "A\u200b", "?"])
+def test_what_can_be_seen_is_a_title_as_it_stands(tmp_path, title):
+    assert read_catalog(write(tmp_path, f"1,{title}\n")).titles == (title,)
+
+
 def test_a_title_is_one_line(tmp_path):
     assert read_catalog(write(tmp_path, '1,"One\n  line"\n2,B\n')).titles == ("One line", "B")
 
@@ -107,6 +158,12 @@ def test_shared_titles_stay_apart_and_are_counted_once(tmp_path):
 
 
 # --- descriptions
+
+
+@pytest.mark.parametrize("header", ["movieId,description", "asin,Caption", "item_id:token,item_description:token_seq"])
+def test_descriptions_have_headers_as_titles_have(tmp_path, header):
+    write(tmp_path, f"{header}\n1,snow\n", "descriptions.csv")
+    assert read_descriptions(tmp_path / "descriptions.csv", read_catalog(write(tmp_path, "1,A\n"))) == ("snow",)
 
 
 def test_descriptions_belong_to_items_and_may_be_missing(tmp_path):

@@ -37,6 +37,7 @@ def test_reads_rows_in_file_order(tmp_path, content):
     [
         ("u1\ta\nu2 b c\n", r"train\.tsv:2: expected user<TAB>item item item .*'u2 b c'"),
         ("u1\ta\n\nu2\t \n", r"train\.tsv:3: expected user<TAB>.*'u2\\t '"),
+        ("u1\ta\n\u200b\ta b\n", r"train\.tsv:2: expected user<TAB>"),  # a user whom nobody can see
         ("\ta b\n", r"train\.tsv:1: expected user<TAB>.*'\\ta b'"),
         ("a\tb\tc\td\n", r"train\.tsv:1: expected user<TAB>"),  # a raw log, whose items would all exist
         (

@@ -11,15 +11,17 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hanorec.data.untrusted import IMAGE_SUFFIXES, listing, read_text
+from hanorec.data.untrusted import IMAGE_SUFFIXES, is_blank, listing, read_text
 from hanorec.errors import DataError
 
-HEADER_CELLS = {"item", "item_id", "id", "itemid"}
+ID_HEADER = {"item", "item_id", "id", "itemid"}  # names of the first column
+TEXT_HEADER = re.compile(r"([a-z]+_?)?(title|name|description|caption)s?(_[a-z]+)?")  # of the second: movie_title, …
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class Catalog:
 def read_catalog(folder: str | Path) -> Catalog:
     """Read `titles.csv` (or the only `*titles.csv`) and list `images/`.
 
-    A header row is optional. Whitespace within a title becomes single spaces, because a title is one line of
+    A header row is optional: a first line with the name of either column, whose first cell no row names as an item.
+    Whitespace within a title becomes single spaces, because a title is one line of
     a prompt. Two items may share a title: they stay two items, and one warning counts them.
 
     Raises DataError: no folder, no or several titles files, not UTF-8, a row that is not item,title, an
@@ -50,15 +53,17 @@ def read_catalog(folder: str | Path) -> Catalog:
     path = _titles_file(folder)
     titles: dict[str, str] = {}
     for line, cells in _csv_rows(path):
-        if not titles and cells[0].strip().lower() in HEADER_CELLS:
+        if not titles and _is_header(cells) and not _is_chosen(cells[0].strip(), folder):
             continue
         if len(cells) != 2:
             hint = 'quote a title that holds a comma, as in 7,"Paris, Texas"' if len(cells) > 2 else "no title"
             raise DataError(f"{path}:{line}: expected item,title ({hint}), found {','.join(cells)!r}")
         item, title = cells[0].strip(), " ".join(cells[1].split())
-        if len(item.split()) != 1:  # sequences are split at spaces, so such an id could never be named there
+        if len(item.split()) != 1 or is_blank(
+            item
+        ):  # sequences are split at spaces, so such an id could never be named there
             raise DataError(f"{path}:{line}: an item id must be one word, found {item!r}")
-        if not title:
+        if is_blank(title):
             raise DataError(f"{path}:{line}: item {item!r} has an empty title")
         if item in titles:
             raise DataError(f"{path}:{line}: item {item!r} appears twice")
@@ -87,7 +92,7 @@ def read_descriptions(path: Path, catalog: Catalog) -> tuple[str, ...]:
         raise DataError(f"{path}: no such file, and the item view shows descriptions; data/describe_items.py writes it")
     texts: dict[str, str] = {}
     for line, cells in _csv_rows(path):
-        if not texts and cells[0].strip().lower() in HEADER_CELLS:
+        if not texts and _is_header(cells) and cells[0].strip() not in catalog.index:
             continue
         if len(cells) != 2:
             raise DataError(f"{path}:{line}: expected item,description, found {','.join(cells)!r}")
@@ -95,7 +100,7 @@ def read_descriptions(path: Path, catalog: Catalog) -> tuple[str, ...]:
         if item not in catalog.index or item in texts:
             reason = "appears twice" if item in texts else "is not in the catalogue"
             raise DataError(f"{path}:{line}: item {item!r} {reason}")
-        texts[item] = " ".join(cells[1].split())
+        texts[item] = "" if is_blank(cells[1]) else " ".join(cells[1].split())
     return tuple(texts.get(item, "") for item in catalog.items)
 
 
@@ -126,6 +131,21 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
             raise DataError(f"{path}:{line}: not CSV ({error})") from None
         if any(cell.strip() for cell in cells):
             yield line, cells
+
+
+def _is_header(cells: list[str]) -> bool:
+    """Whether a row of two cells names a column, with or without a type as RecBole has it (item_id:token)."""
+    first, second = (cell.strip().lower().split(":")[0] for cell in (cells + ["", ""])[:2])
+    return first in ID_HEADER or (not first.isdigit() and TEXT_HEADER.fullmatch(second) is not None)
+
+
+def _is_chosen(item: str, folder: Path) -> bool:
+    """Whether a row of the splits has this item."""
+    for path in (folder / f"{split}.tsv" for split in ("train", "val", "test")):
+        lines = read_text(path).split("\n") if path.is_file() else ()
+        if any(item in line.split("\t")[-1].split() for line in lines if item in line):
+            return True
+    return False
 
 
 def _warn_of_shared_titles(path: Path, titles: dict[str, str]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from hanorec.data.catalog import Catalog
-from hanorec.data.untrusted import read_text
+from hanorec.data.untrusted import is_blank, read_text
 from hanorec.errors import DataError
 
 
@@ -51,11 +51,11 @@ def read_sequences(path: str | Path, catalog: Catalog) -> list[UserHistory]:
     lines: dict[str, int] = {}
     histories = []
     for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
+        if is_blank(line):
             continue
         # exactly one tab: a raw log of user, item, rating, time must not pass for a sequence
         user, *rest = (cell.strip() for cell in line.split("\t"))
-        if not user or len(rest) != 1 or not rest[0]:
+        if is_blank(user) or len(rest) != 1 or is_blank(rest[0]):
             raise DataError(f"{path}:{number}: expected user<TAB>item item item ..., found {_short(line)}")
         if user in lines:
             raise DataError(f"{path}:{number}: user {user!r} appears twice, first in line {lines[user]}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+import unicodedata
 import warnings
 from pathlib import Path
 
@@ -21,6 +22,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # where an item has several
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # read whatever a file's suffix says
 MAX_IMAGE_BYTES = 256 * 2**20
 MAX_TEXT_BYTES = 4 * 2**30
+INVISIBLE = {"Cc", "Cf", "Mn", "Me", "Zl", "Zp", "Zs"}  # control, format, combining marks, white space
+FILLERS = "\u115f\u1160\u2800\u3164\uffa0"  # letters and a symbol that print as a space
 MAX_PIXELS = 50_000_000  # 150 MB once decoded to RGB; no poster or cover is that large
 
 
@@ -52,6 +55,11 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text has nothing that can be seen: zero-width spaces, control characters and NUL are blank, too."""
+    return all(unicodedata.category(character) in INVISIBLE or character in FILLERS for character in text)
 
 
 def listing(folder: Path, limit: int = 20) -> str:
