@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hanorec.data.catalog import read_catalog, read_descriptions
+from hanorec.data.catalog import missing_images, read_catalog, read_descriptions
 from hanorec.errors import DataError
 
 
@@ -214,8 +214,30 @@ def test_which_of_several_images_does_not_depend_on_the_order_of_the_listing(tmp
     assert [path.name for path in read_catalog(tmp_path).images] == [item + ".jpeg" for item in items]
 
 
-def test_images_that_belong_to_no_item_are_suspicious(tmp_path):
-    write(tmp_path, "1,A\n2,B\n")
-    picture(tmp_path / "images" / "cover1.jpg")
-    with pytest.warns(UserWarning, match=r"images: no image is named after an item, e\.g\. 1\.jpg"):
-        assert read_catalog(tmp_path).images == (None, None)
+def of_images(folder: Path, *names: str) -> str:
+    """What is said of a catalogue of the items 1, 2 and 3 with these files."""
+    write(folder, "1,A\n2,B\n3,C\n")
+    for name in names:
+        (folder / "images" / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / "images" / name).touch()
+    return missing_images(read_catalog(folder), folder)
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (("covers/1.jpg", "covers/2.jpg"), "3 of 3 items have no image; 1 files in {} belong to no item, for instance covers/"),
+        (("1.gif", "2.gif", "3.GIF"), "3 of 3 items have no image; 3 files in {} belong to no item, for instance 1.gif, 2"),
+        (("item_2.jpg", "1.jpg", "item_3.jpg"), "2 of 3 items have no image; 2 files in {} belong to no item, for instance"),
+        (("1.jpg.png", "02.jpg", "3.jpg"), "2 of 3 items have no image; 2 files in {} belong to no item, for instance 02.j"),
+        (("1.jpg", "2.jpg/3.jpg"), "2 of 3 items have no image; 1 files in {} belong to no item, for instance 2.jpg/"),
+        (("1.jpg", "1.png", ".DS_Store", "3.webp"), "1 of 3 items have no image: {} has no file for them"),
+        ((), "3 of 3 items have no image: there is no folder {}"),
+    ],
+)  # fmt: skip
+def test_items_without_an_image_are_counted_beside_files_without_an_item(tmp_path, names, message):
+    assert of_images(tmp_path, *names).startswith(message.format(tmp_path / "images"))
+
+
+def test_nothing_is_said_where_every_item_has_an_image(tmp_path):
+    assert not of_images(tmp_path, "1.jpg", "2.png", "3.jpeg", "4.jpg", "1.webp")

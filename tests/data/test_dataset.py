@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
 
 from hanorec.data import dataset
 from hanorec.data.catalog import read_catalog
-from hanorec.data.dataset import open_dataset, split_examples
+from hanorec.data.dataset import check_test_rows, open_dataset, split_examples
 from hanorec.data.interactions import read_sequences
 from hanorec.errors import DataError
 
@@ -54,6 +55,102 @@ def test_a_split_without_a_row_that_is_long_enough_is_an_error(toy_folder, tmp_p
     (folder / "val.tsv").write_text("u0\t1\n")
     with pytest.warns(UserWarning, match="1 of 1 rows"), pytest.raises(DataError, match="no row is long enough"):
         split_examples(open_dataset(folder), "val", "next", candidates=9)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A function that writes a dataset of 9 items without images, of such rows."""
+
+    def write(**splits: list[str]) -> Path:
+        (tmp_path / "titles.csv").write_text("".join(f"{item},T{item}\n" for item in range(9)))
+        for split, rows in splits.items():
+            (tmp_path / f"{split}.tsv").write_text("".join(f"u{user}\t{row}\n" for user, row in enumerate(rows)))
+        return tmp_path
+
+    return write
+
+
+def messages(caught) -> list[str]:
+    return [str(each.message) for each in caught]
+
+
+def test_items_without_an_image_are_counted_when_a_dataset_is_opened(folder):
+    with pytest.warns(UserWarning, match="9 of 9 items have no image: there is no folder"):
+        open_dataset(folder(train=["0 1 2"]))
+
+
+@pytest.mark.filterwarnings("ignore:.*have no image")
+@pytest.mark.parametrize("windows", ["last", "every"])
+@pytest.mark.parametrize(
+    "task, again", [("next", "5 5 5 5 5"), ("next", "7 7"), ("yesno", "2 2 2"), ("top3", "1 2 5 5 5"), ("top3", "1 2 1 2 1 2")]
+)  # fmt: skip
+def test_rows_that_repeat_their_targets_are_not_called_short(folder, task, again, windows):
+    data = open_dataset(folder(train=["0 1 2 3", again, "4", again, "4 5 6 7 8 3"]))
+    with pytest.warns(UserWarning) as caught:
+        split_examples(data, "train", task, windows=windows, candidates=4)
+    assert [message.split(": ")[1] for message in messages(caught)] == [
+        f"1 of 5 rows are too short for the task {task} and are skipped",
+        "2 of 5 rows repeat their targets, so that too few different items are left, and are skipped",
+    ]
+    data = open_dataset(folder(train=[again, "4"]))
+    with (
+        pytest.warns(UserWarning, match="1 of 2 rows repeat"),
+        pytest.raises(
+            DataError, match=f"train.tsv: no row has the different items that are needed for the task {task}"
+        ),
+    ):
+        split_examples(data, "train", task, windows=windows, candidates=4)
+
+
+@pytest.mark.filterwarnings("ignore:.*have no image")
+def test_users_whose_training_row_holds_their_target_are_counted(folder):
+    data = open_dataset(folder(train=["0 1 2", "3 4 5", "6 7 8"], test=["0 1 2", "3 4 5 6 7", "6 7 8 0 6", "1 2 3"]))
+    with pytest.warns(UserWarning) as caught:
+        split_examples(data, "test", "next", candidates=2)
+    (message,) = messages(caught)
+    assert message.endswith("test.tsv: the last item of 2 of 4 users (50.0%) is in their row of train.tsv as well")
+
+
+def test_of_users_who_choose_nothing_twice_nothing_is_said(data):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for split in ("val", "test"):
+            split_examples(data, split, "next")
+        check_test_rows(data, "next", history=None, candidates=20)
+
+
+@pytest.mark.filterwarnings("ignore:.*have no image", "ignore:.*the last item")
+@pytest.mark.parametrize("users", [1, None])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_rows_that_leave_too_few_candidates_are_told_whichever_users_are_drawn(folder, split, users):
+    """Of 8 items in train.tsv, u1 leaves two and u2 one: that makes two candidates with the target."""
+    rows = ["0 1", "0 1 2 3 4 5", "0 1 2 3 4 5 7", "0 1"]
+    data = open_dataset(folder(train=["0 1 2 3 4 5 6 7"] if split == "test" else rows + ["6 0"], test=rows))
+    expected = (
+        f"{split}.tsv: 2 of {len(rows) + (split == 'train')} rows leave fewer than 3 items to draw negatives from, for 4 "
+        "candidates: of 8 items in train.tsv user u2 leaves 1; at most 2 candidates can be drawn for all rows"
+    )
+    draw = lambda number: split_examples(data, split, "next", candidates=number, users=users, rejected=0)  # noqa: E731
+    with pytest.raises(DataError, match=expected):
+        draw(4)
+    assert draw(2)
+
+
+@pytest.mark.filterwarnings("ignore:.*have no image")
+def test_what_an_evaluation_would_stop_at_is_told_before_training(folder):
+    data = open_dataset(folder(train=["0 1 2 3 4 5 6 7"]))
+    check_test_rows(data, "next", history=None, candidates=8)  # there is no test.tsv yet
+    folder(test=["3 1", "0 1 2 3 4 5 7 8"])
+    with pytest.warns(UserWarning) as caught:
+        check_test_rows(data, "next", history=None, candidates=8)
+    assert "user u1 leaves 1; at most 2 candidates can be drawn for all rows" in messages(caught)[-1]
+    with pytest.warns(UserWarning) as caught:
+        check_test_rows(data, "next", history=None, candidates=2)
+        check_test_rows(data, "yesno", history=None, candidates=8)  # one negative is enough
+    assert not any("negatives" in message for message in messages(caught))
+    folder(test=["3 99"])
+    with pytest.raises(DataError, match="test.tsv:1: item '99' is not in the catalogue"):
+        check_test_rows(data, "next", history=None, candidates=2)
 
 
 def test_users_draws_windows_by_the_seed(data):

@@ -73,13 +73,35 @@ def read_catalog(folder: str | Path) -> Catalog:
     _warn_of_shared_titles(path, titles)
     files = _image_files(folder / "images")
     images = tuple(files.get(item) for item in titles)
-    if files and not any(images):
-        warnings.warn(
-            f"{folder / 'images'}: no image is named after an item, e.g. {next(iter(titles))}.jpg",
-            stacklevel=2,
-        )
     index = {item: number for number, item in enumerate(titles)}
     return Catalog(tuple(titles), tuple(titles.values()), images, index, path)
+
+
+def missing_images(catalog: Catalog, folder: Path) -> str:
+    """How many items have no image, and what else is in `images/`, in one line; empty where every item has one.
+
+    Files with another suffix, a prefix in their names or in a folder of their own belong to no item: nobody sees that a
+    model is trained on titles alone."""
+    missing = catalog.images.count(None)
+    if not missing:
+        return ""
+    line, images = f"{missing} of {len(catalog)} items have no image", folder / "images"
+    if not images.is_dir():
+        return f"{line}: there is no folder {images}"
+    used = {path.name for path in catalog.images if path is not None}
+    others = []
+    with os.scandir(images) as entries:
+        for entry in entries:
+            stem, suffix = os.path.splitext(entry.name)
+            second = (
+                stem in catalog.index and suffix.lower() in IMAGE_SUFFIXES and not entry.is_dir(follow_symlinks=False)
+            )
+            if entry.name not in used and not second and not entry.name.startswith("."):
+                others.append(entry.name + "/" * entry.is_dir(follow_symlinks=False))
+    if not others:
+        return f"{line}: {images} has no file for them"
+    named = f"for instance {', '.join(sorted(others)[:3])}; an image is named <item>{', '.join(IMAGE_SUFFIXES)}"
+    return f"{line}; {len(others)} files in {images} belong to no item, {named}"
 
 
 def read_descriptions(path: Path, catalog: Catalog) -> tuple[str, ...]:

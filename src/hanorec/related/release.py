@@ -48,7 +48,7 @@ def release_split(data: Dataset, split: str, task: str, *, users: int | None = N
     """
     histories = read_split(data, split)
     windows, skipped = release_windows(histories, split, task)
-    check_skipped(data, split, task, len(histories), len(windows), skipped)
+    check_skipped(data, split, task, histories, skipped, shortest=LENGTH)
     drawn = draw_windows(windows, users, nested=False, seed=seed)
     return release_examples(drawn, data.catalog, split, task, seed=seed)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hanorec.data.dataset import Dataset, split_examples
+from hanorec.data.dataset import Dataset, check_test_rows, split_examples
 from hanorec.data.examples import Example
 from hanorec.models.backbone import Backbone
 from hanorec.models.images import CatalogImages
@@ -33,7 +33,12 @@ def open_examples(
 
 
 def validation_examples(data: Dataset, sft: SFTOptions, *, seed: int, users: int) -> list[Example]:
-    """The examples of val.tsv that choose the best state. Errors: as `open_examples`."""
+    """The examples of val.tsv that choose the best state. Errors: as `open_examples`.
+
+    What an evaluation on test.tsv would stop at is a warning, now that nothing is trained yet.
+    """
+    if sft.protocol == "standard":
+        check_test_rows(data, sft.task, history=sft.history, candidates=sft.candidates)
     return open_examples(data, "val", sft, seed=seed, users=users, rejected=0)
 
 
