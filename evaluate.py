@@ -25,7 +25,7 @@ from hanorec import distributed
 from hanorec.data.dataset import Dataset, open_dataset
 from hanorec.data.examples import Example, listed_negatives
 from hanorec.data.full_catalog import FullCatalog
-from hanorec.errors import exit_on_user_error
+from hanorec.errors import exit_on_user_error, shown
 from hanorec.evaluation.baselines import BASELINES, baseline_answers, baseline_names
 from hanorec.evaluation.measures import (
     FIRST_MEASURE,
@@ -63,7 +63,7 @@ def main() -> None:
     examples = open_examples(data, options.split, sft, users=options.users, **drawn)
     if distributed.is_main_process():
         how = f"task {sft.task}, protocol {sft.protocol}, candidates: {options.candidates}"
-        print(f"{len(examples)} examples of {data.folder / options.split}.tsv, {how}")
+        print(f"{len(examples)} examples of {shown(str(data.folder / options.split))}.tsv, {how}")
 
     of_runs: dict[str, Answers] = {}
     for run in runs:

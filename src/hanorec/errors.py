@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import os
 import sys
+import unicodedata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+FORGING = {"Cc", "Cs", "Zl", "Zp"}  # categories of Unicode
+TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
 
 class DataError(ValueError):
     """Input that cannot be used: a file, an option, a folder. The message names it and says what to do."""
+
+    def __str__(self) -> str:
+        return shown(super().__str__())
 
 
 class Interrupted(Exception):
@@ -44,6 +51,13 @@ def exit_on_user_error() -> Iterator[None]:
         raise SystemExit(130) from None
 
 
+def shown(text: str) -> str:
+    """A text from outside as it may be printed: what could forge a line of output is written as its escape, as \\x1b is
+    here. That is control characters, breaks of lines and paragraphs, halves of characters, and marks that turn the
+    direction of writing."""
+    return "".join(ascii(c)[1:-1] if unicodedata.category(c) in FORGING or c in TURNING else c for c in text)
+
+
 def _one_line_warning(message, *_, **__) -> None:
     if os.environ.get("RANK", "0") == "0":  # the launchers' number of this process
-        print(f"warning: {message}", file=sys.stderr)
+        print(f"warning: {shown(str(message))}", file=sys.stderr)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from hanorec.data.examples import Example
+from hanorec.errors import shown
 from hanorec.evaluation.metrics import positions
 
 WIDEST_TITLE = 36  # columns of a terminal
@@ -20,6 +21,7 @@ Measures = Mapping[str, tuple[float, float, float]]  # value and its 95 % interv
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """An aligned Markdown table. The first column is set to the left, the others to the right."""
+    header, *rows = [[shown(cell) for cell in row] for row in [header, *rows]]
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
@@ -85,13 +87,13 @@ def user_lists(example: Example, titles: Sequence[str], scores: Mapping[str, np.
         items = [example.candidates[index] for index in order]
         ((ahead,), (tied,)) = positions(values[None], [example.candidates.index(target)])
         rank = f"{ahead + 1}" + (f"–{ahead + tied + 1}" if tied else "")
-        marked = [("* " if item == target else "  ") + _cut(titles[item]) for item in items]
-        columns.append([f"  {run}", *marked, f"  rank {rank} of {len(values)}"])
+        marked = [("* " if item == target else "  ") + _cut(shown(titles[item])) for item in items]
+        columns.append([f"  {shown(run)}", *marked, f"  rank {rank} of {len(values)}"])
     labels = ["", *(str(rank + 1) for rank in range(len(columns[0]) - 2)), "truth"]
-    lines = [f"user {example.user}"]
+    lines = [f"user {shown(example.user)}"]
     for item in example.history:
-        lines.append(f"{'' if len(lines) > 1 else 'chose':>8}    {titles[item]}")
-    lines += [f"{'then':>8}  * {titles[target]}", ""]
+        lines.append(f"{'' if len(lines) > 1 else 'chose':>8}    {shown(titles[item])}")
+    lines += [f"{'then':>8}  * {shown(titles[target])}", ""]
     widths = [max(map(_width, column)) for column in columns]
     for label, *cells in zip(labels, *columns):
         padded = (cell + " " * (width - _width(cell)) for cell, width in zip(cells, widths))

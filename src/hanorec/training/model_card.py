@@ -10,6 +10,8 @@ from pathlib import Path
 
 import yaml
 
+from hanorec.errors import shown
+
 KINDS = {"sft": "supervised fine-tuning", "dpo": "preference optimization"}
 
 
@@ -41,8 +43,8 @@ def write_model_card(folder: Path, config: dict, finished: dict) -> None:
 Reads a user's history as item images and titles and names the next item. Made with the reference implementation of
 HaNoRec (arXiv 2511.18740), stage {"1" if kind == "sft" else "2"} of 2.
 
-- **Base**: {base}{note}
-- **Data**: {config["data"] or "the toy catalogue that comes with the code"}
+- **Base**: {shown(base)}{note}
+- **Data**: {shown(config["data"] or "the toy catalogue that comes with the code")}
 - **Best state**: step {finished["best_step"]} of {finished["steps"]}, {finished["measure"]} {finished["best"]:.4f} on \
 {config["validate_users"]} validation users{start}. `evaluate.py --runs {folder}` measures it on the test split.
 
