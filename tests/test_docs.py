@@ -18,7 +18,7 @@ from hanorec.training.evaluation_options import EvaluationOptions
 from hanorec.training.options import SFTOptions
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 SCRIPTS = {
     script: {field.name.replace("_", "-") for field in fields(kind)}
