@@ -24,10 +24,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from hanorec.data.catalog import Catalog, read_catalog, read_descriptions
-from hanorec.data.untrusted import load_image
 from hanorec.errors import DataError, exit_on_user_error
 from hanorec.models.backbone import DTYPES, Backbone, load_backbone
-from hanorec.models.encoding import scaled_down
+from hanorec.models.encoding import open_image
 from hanorec.models.prompts import HISTORY
 
 QUESTION = "{image}Describe this image in one short sentence."
@@ -99,9 +98,10 @@ def write_descriptions(
             file.write("item,description\n")
         for start in range(0, len(items), batch_size):
             batch = items[start : start + batch_size]
-            opened = [(item, image) for item in batch if (image := load_image(catalog.images[item]))]  # type: ignore[arg-type]
+            read = [(item, open_image(backbone, catalog.images[item], pixels)[0]) for item in batch]
+            opened = [(item, image) for item, image in read if image is not None]
             texts = [prompt_of(backbone, prompt, catalog.titles[item]) for item, _ in opened]
-            answers = describe(backbone, [scaled_down(image, pixels) for _, image in opened], texts, new_tokens)
+            answers = describe(backbone, [image for _, image in opened], texts, new_tokens)
             rows = io.StringIO(newline="")
             named = [(catalog.items[item], answer) for (item, _), answer in zip(opened, answers) if answer]
             csv.writer(rows, lineterminator="\n").writerows(named)

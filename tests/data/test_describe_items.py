@@ -8,10 +8,12 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT
+from PIL import Image
 
 from hanorec.data.catalog import read_catalog, read_descriptions
 from hanorec.data.toy import STYLES, draw
 from hanorec.errors import exit_on_user_error
+from hanorec.models import encoding
 from hanorec.models.backbone import load_backbone
 from tools import pretrain_tiny
 
@@ -74,6 +76,22 @@ def test_what_is_there_is_kept_and_a_row_that_was_cut_off_is_made_again(folder, 
     (folder / "descriptions.csv").write_text("".join([lines[0], "0,mine\n", lines[2], lines[3][:4]]))
     assert run()[0] == 0
     assert (folder / "descriptions.csv").read_text() == whole.replace(lines[1], "0,mine\n")
+
+
+def test_an_image_that_the_processor_refuses_is_named_and_gets_no_description(folder, run, monkeypatch):
+    """As those of Qwen's do with what is 200 times as wide as high."""
+    call = encoding.call_processor
+
+    def refuse(backbone, *images):
+        if any(image.width > 200 * image.height for image in images):
+            raise ValueError("absolute aspect ratio must be smaller than 200")
+        return call(backbone, *images)
+
+    monkeypatch.setattr(encoding, "call_processor", refuse)
+    Image.new("RGB", (2000, 8)).save(folder / "images" / "none.png")
+    status, out = run()
+    assert status == 0 and f"descriptions of {len(STYLES)} of {len(STYLES) + 2} items" in out
+    assert f"{folder / 'images' / 'none.png'}: not used as an image (ValueError: absolute aspect ratio" in out
 
 
 def test_the_tiny_backbone_is_asked_as_its_pretraining_asked():

@@ -10,7 +10,9 @@ import inspect
 import json
 import math
 import re
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -18,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from hanorec.cache import content_fingerprint, weights_fingerprint
+from hanorec.data.untrusted import load_image
 from hanorec.models.backbone import Backbone
 
 DECODING = (
@@ -51,6 +54,26 @@ def process_image(backbone: Backbone, image: Image.Image | None) -> Processed:
     accepted = inspect.signature(backbone.model.get_image_features).parameters
     pixels = {name: value for name, value in inputs.items() if name not in TEXT_INPUTS and name in accepted}
     return Processed(placeholders, pixels, pixels.get("image_grid_thw"))
+
+
+def open_image(
+    backbone: Backbone, image: Path | Image.Image | None, pixels: int | None = None
+) -> tuple[Image.Image | None, Processed]:
+    """An image, or that of a file, with at most so many pixels, and what the processor makes of it.
+
+    A file that cannot be decoded, or that the processor refuses, for being too thin for instance, is a warning that
+    names file and reason; then there is no image.
+    """
+    opened = load_image(image) if isinstance(image, Path) else image
+    if opened is not None and pixels:
+        opened = scaled_down(opened, pixels)
+    try:
+        return opened, process_image(backbone, opened)
+    except (ValueError, ZeroDivisionError) as error:
+        if not isinstance(image, Path):
+            raise
+        warnings.warn(f"{image}: not used as an image ({type(error).__name__}: {error})", stacklevel=2)
+        return None, Processed()
 
 
 def call_processor(backbone: Backbone, *images: Image.Image) -> dict[str, Tensor]:

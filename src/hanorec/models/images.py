@@ -20,9 +20,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from hanorec import distributed
 from hanorec.cache import cached, content_fingerprint
-from hanorec.data.untrusted import MAX_IMAGE_BYTES, load_image, why_not_opened
+from hanorec.data.untrusted import MAX_IMAGE_BYTES, why_not_opened
 from hanorec.models.backbone import Backbone
-from hanorec.models.encoding import Processed, encode_images, features_made_from, process_image, scaled_down
+from hanorec.models.encoding import Processed, encode_images, features_made_from, open_image, process_image
 
 SHARD_SIZE = 512  # images in a cache file, and the most that are in memory before they are encoded
 VISION_BATCH = 32  # images in a forward of the vision tower
@@ -179,19 +179,8 @@ class CatalogImages:
         return blocks, contents, [next(grids, None) if block else None for block in blocks]
 
     def _processed(self, backbone: Backbone, image: Path | Image.Image | None, bar: tqdm) -> Processed:
-        """What the processor makes of an image of at most `pixels` pixels; a file that it refuses, for being too thin
-        for instance, is a warning that names file and reason."""
         bar.update()
-        opened = load_image(image) if isinstance(image, Path) else image
-        if opened is not None and self.pixels:
-            opened = scaled_down(opened, self.pixels)
-        try:
-            return process_image(backbone, opened)
-        except (ValueError, ZeroDivisionError) as error:
-            if not isinstance(image, Path):
-                raise
-            warnings.warn(f"{image}: not used as an image ({type(error).__name__}: {error})", stacklevel=2)
-            return Processed()
+        return open_image(backbone, image, self.pixels)[1]
 
 
 def _hashed(image: Path | None) -> Path | None:
