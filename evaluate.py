@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hanorec import distributed
+from hanorec import distributed, files
 from hanorec.data.dataset import Dataset, open_dataset
 from hanorec.data.examples import Example, listed_negatives
 from hanorec.data.full_catalog import FullCatalog
@@ -171,7 +171,7 @@ def write_results(
         }
     suffix = "-all" if options.candidates == "all" else "-listed" if options.negatives == "listed" else ""
     path = Path(run) / f"evaluation-{options.split}-{options.task}{suffix}.json"
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    files.replace_text(path, json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

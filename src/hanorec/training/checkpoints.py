@@ -8,7 +8,6 @@ renamed; whatever moment a run dies at, one of the two is whole.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Callable
@@ -18,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hanorec import distributed
+from hanorec import distributed, files
 from hanorec.errors import DataError
 
 NEWEST, BEFORE, FRESH = "checkpoint", "checkpoint.old", "checkpoint.new"
@@ -38,8 +37,9 @@ def save(folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict) -> No
                 {key: value.detach().cpu().contiguous() for key, value in group.items()}, fresh / f"{name}.safetensors"
             )
         (fresh / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
-        for path in fresh.iterdir():
-            _to_disk(path)
+        files.to_disk(fresh / "state.json")
+        for path in fresh.glob("*.safetensors"):
+            files.to_disk(path)
     except Exception as error:  # safetensors has errors of its own
         shutil.rmtree(fresh, ignore_errors=True)
         last = next((f for f in (newest, before) if f.is_dir()), None)
@@ -51,7 +51,7 @@ def save(folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict) -> No
         shutil.rmtree(before, ignore_errors=True)
         newest.rename(before)
     fresh.rename(newest)
-    _to_disk(folder)
+    files.to_disk(folder)
 
 
 def load(folder: Path, use: Callable[[dict[str, dict[str, Tensor]], dict], None]) -> bool:
@@ -120,22 +120,3 @@ def set_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tens
             state[what] = value.to(parameter.device if optimizer.defaults.get("fused") else "cpu")
         else:
             state[what] = distributed.distribute_like(value, parameter)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    _to_disk(partial)
-    partial.replace(path)
-
-
-def _to_disk(path: Path) -> None:
-    """Wait until a file, or a folder's names, are on the disk."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    except OSError:  # some file systems have no folders to force
-        pass
-    finally:
-        os.close(number)

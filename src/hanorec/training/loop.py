@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hanorec import distributed
+from hanorec import distributed, files
 from hanorec.errors import DataError, Interrupted
 from hanorec.losses import NotFiniteError, RunningResponsiveness
 from hanorec.randomness import mixed_seed
@@ -146,7 +146,7 @@ class Run:
             finished: dict = {"steps": self.schedule.steps, "best_step": best.step, "best": best.value}
             finished |= {"measure": self.measure} | ({} if self.start is None else {"start": self.start})
             save(self.folder, weights, finished)
-            checkpoints.replace_text(self.folder / "finished.json", json.dumps(finished, indent=1) + "\n")
+            files.replace_text(self.folder / "finished.json", json.dumps(finished, indent=1) + "\n")
             checkpoints.discard(self.folder)
             if self.start is not None and best.value <= self.start:
                 print(f"{self.folder}: on validation, no state that was looked at is above step 0 ({self.start:.4f})")

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from hanorec import distributed
+from hanorec import distributed, files
 from hanorec.losses import LossOutput
-from hanorec.training import checkpoints
 from hanorec.training.pairs import PairBatch
 
 NAME = "metrics.jsonl"
@@ -28,10 +27,10 @@ def append_line(folder: Path, line: dict) -> None:
 def drop_lines_from(folder: Path, step: int) -> None:
     """Leave out the lines from a step on, which a resumed run writes again; from step 0 on, all of them."""
     log = folder / NAME
-    if distributed.is_main_process() and log.exists():
-        lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+    if distributed.is_main_process() and (log.exists() or log.is_symlink()):
+        lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
         whole = [line for line in lines if line.endswith("\n")] if step else []
-        checkpoints.replace_text(log, "".join(line for line in whole if json.loads(line)["step"] < step))
+        files.replace_text(log, "".join(line for line in whole if json.loads(line)["step"] < step))
 
 
 def preference_metrics(output: LossOutput, beta: float, logps: Tensor, batch: PairBatch) -> dict[str, Tensor]:

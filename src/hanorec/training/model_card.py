@@ -15,14 +15,14 @@ from hanorec.errors import shown
 KINDS = {"sft": "supervised fine-tuning", "dpo": "preference optimization"}
 
 
-def write_model_card(folder: Path, config: dict, finished: dict) -> None:
-    """Write model/README.md into a run's folder.
+def write_model_card(model: Path, folder: Path, config: dict, finished: dict) -> None:
+    """Write README.md into the folder of a run's model.
 
-    config: the content of config.json. finished: that of finished.json: steps, best_step, best, measure and, of a DPO
-    run, start.
+    folder: the run's, which the card names. config: the content of config.json. finished: that of finished.json: steps,
+    best_step, best, measure and, of a DPO run, start.
     """
     kind, base = config["kind"], config["backbone"] if config["kind"] == "sft" else config["sft"]
-    adapter = (folder / "model" / "adapter_config.json").is_file()
+    adapter = (model / "adapter_config.json").is_file()
     metadata = {
         "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": "image-text-to-text",
@@ -33,7 +33,7 @@ def write_model_card(folder: Path, config: dict, finished: dict) -> None:
     note = " (an SFT run: its model is the frozen reference and the base of this adapter)" if kind == "dpo" else ""
     start = f" (before the first step {finished['start']:.4f})" if "start" in finished else ""
     options = "\n".join(f"| `{name}` | `{json.dumps(value)}` |" for name, value in config.items() if name != "kind")
-    (folder / "model" / "README.md").write_text(
+    (model / "README.md").write_text(
         f"""---
 {yaml.safe_dump(metadata, sort_keys=False).strip()}
 ---

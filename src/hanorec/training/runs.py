@@ -17,11 +17,10 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from torch import Tensor
 
-from hanorec import __version__, distributed
+from hanorec import __version__, distributed, files
 from hanorec.cache import content_fingerprint, files_fingerprint
 from hanorec.errors import DataError
 from hanorec.models.backbone import TILES, Backbone, load_backbone
-from hanorec.training import checkpoints
 from hanorec.training.dpo_options import DPOOptions
 from hanorec.training.model_card import write_model_card
 from hanorec.training.options import SFTOptions, cache_folder, complete_sft
@@ -89,7 +88,7 @@ def open_run(options: Options, data: Path) -> None:
         for old in (fresh, folder):
             shutil.rmtree(old, ignore_errors=True)
         fresh.mkdir(parents=True)
-        checkpoints.replace_text(fresh / "config.json", json.dumps(config, indent=1) + "\n")
+        files.replace_text(fresh / "config.json", json.dumps(config, indent=1) + "\n")
         fresh.rename(folder)
     distributed.barrier()
 
@@ -184,21 +183,28 @@ def load_run(folder: str | Path, *, remote_code: bool = False) -> tuple[Backbone
 
 def save_model(backbone: Backbone, folder: Path, weights: dict[str, Tensor], finished: dict) -> None:
     """Write the model, or its adapter alone, into a run's folder in Hugging Face or PEFT format, with a model card.
+    `model/` appears whole and on the disk, or not at all.
 
     weights: those that trained, put together from all ranks. finished: how training ended, for the card.
     """
-    _save_weights(backbone, folder, weights)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    write_model_card(folder, config, finished)
+    model = folder / f"{MODEL}.new"
+    files.remove(model)
+    try:
+        _save_weights(backbone, model, weights)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        write_model_card(model, folder, config, finished)
+        files.replace_folder(model, folder / MODEL)
+    finally:
+        files.remove(model)
 
 
-def _save_weights(backbone: Backbone, folder: Path, weights: dict[str, Tensor]) -> None:
+def _save_weights(backbone: Backbone, model: Path, weights: dict[str, Tensor]) -> None:
     state = {"state_dict": weights} if distributed.is_sharded() else {}
-    backbone.model.save_pretrained(folder / MODEL, **state)
+    backbone.model.save_pretrained(model, **state)
     if not isinstance(backbone.model, PeftModel):
-        backbone.processor.save_pretrained(folder / MODEL)
+        backbone.processor.save_pretrained(model)
         return
-    path = folder / MODEL / "adapter_config.json"
+    path = model / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config["target_modules"].sort()  # PEFT writes a set, in another order every time
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
