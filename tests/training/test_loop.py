@@ -67,8 +67,13 @@ def train(folder, *, stop_at=None, late_at=None, bad_at=None, start=-100.0, **ch
                 run.log({"loss": loss, **running.state_dict()})
             if run.should_validate():
                 run.keep_if_best("quality", -float(model.weight.detach().abs().sum()))
-        run.finish(lambda f, weights, finished: torch.save(weights, f / "model.pt"))
+        run.finish(save)
     return batches
+
+
+def save(folder, weights, finished):
+    torch.save(weights, folder / "model.pt")
+    files.to_disk(folder / "model.pt")
 
 
 def outcome(folder):
@@ -186,11 +191,21 @@ OPERATIONS = [(checkpoints, "save_file"), (Path, "mkdir"), (Path, "write_text"),
               (files.os, "fsync"), (checkpoints.shutil, "rmtree")]  # fmt: skip
 
 
-@pytest.mark.parametrize("moment", range(0, 63, 3))
-def test_a_run_that_died_between_any_two_operations_on_files_ends_as_if_it_had_not(tmp_path, monkeypatch, moment):
-    """From the start of a run to its end, at every third operation on a file, before it or after it."""
+@pytest.mark.parametrize("power", [True, False], ids=["killed", "power-cut"])
+@pytest.mark.parametrize("moment", range(0, 72, 3))
+def test_a_run_that_died_between_any_two_operations_on_files_ends_as_if_it_had_not(
+    tmp_path, monkeypatch, moment, power
+):
+    """From the start of a run to its end, at every third operation on a file, before it or after it. Where the power
+    goes too, a file has what was forced to the disk, or nothing."""
     train(tmp_path / "whole")
-    done = 0
+    done, on_disk, fsync = 0, {}, os.fsync
+
+    def forced(number):
+        fsync(number)
+        path = Path(f"/proc/self/fd/{number}").resolve()
+        if path.is_file():
+            on_disk[path.stat().st_ino] = path.read_bytes()
 
     def dying(operation):
         def call(*arguments, **named):
@@ -206,10 +221,14 @@ def test_a_run_that_died_between_any_two_operations_on_files_ends_as_if_it_had_n
         return call
 
     with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", forced)
         for owner, name in OPERATIONS:
             patch.setattr(owner, name, dying(getattr(owner, name)))
         with pytest.raises(Killed):
             train(tmp_path / "halved")
+    for path in () if power else (tmp_path / "halved").rglob("*"):
+        if path.is_file():
+            path.write_bytes(on_disk.get(path.stat().st_ino, b""))
     again = dict(resume=(tmp_path / "halved").exists())
     if not (tmp_path / "halved" / "finished.json").exists():
         train(tmp_path / "halved", **again)
@@ -236,6 +255,24 @@ def test_gradients_whose_norm_is_not_finite_are_an_error_except_to_a_float16_sca
     model.weight.grad = torch.tensor([[3.0, 0.0, 4.0]])
     assert clip_gradients(model, 1.0).item() == 5.0  # the norm before; after it is 1
     torch.testing.assert_close(model.weight.grad, torch.tensor([[0.6, 0.0, 0.8]]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("lost", [[0], [3, 4], "cut", "zeros"])
+def test_steps_that_the_log_lacks_are_told_on_resume(tmp_path, lost):
+    """Lines that are gone, one that is cut, a page that was never written; the run ends all the same."""
+    with pytest.raises(DataError):
+        train(tmp_path / "run", stop_at=(5, signal.SIGINT))
+    log = tmp_path / "run" / "metrics.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    if lost == "cut":
+        log.write_text("".join(lines[:-1]) + lines[-1][:9])
+    elif lost == "zeros":
+        log.write_bytes(log.read_bytes()[:-100] + bytes(100))
+    else:
+        log.write_text("".join(line for line in lines if json.loads(line)["step"] not in lost))
+    with pytest.warns(UserWarning, match=r"metrics.jsonl: has no line of \d of the steps before 6, from which"):
+        train(tmp_path / "run", resume=True)
+    assert all("step" in json.loads(line) for line in log.read_text().splitlines())
 
 
 def test_the_best_state_is_the_one_that_is_saved(tmp_path):

@@ -37,8 +37,7 @@ def save(folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict) -> No
                 {key: value.detach().cpu().contiguous() for key, value in group.items()}, fresh / f"{name}.safetensors"
             )
         (fresh / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
-        files.to_disk(fresh / "state.json")
-        for path in fresh.glob("*.safetensors"):
+        for path in (*fresh.iterdir(), fresh):
             files.to_disk(path)
     except Exception as error:  # safetensors has errors of its own
         shutil.rmtree(fresh, ignore_errors=True)

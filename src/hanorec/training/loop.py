@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from hanorec.randomness import mixed_seed
 from hanorec.related.batch_objectives import RunningGaps
 from hanorec.training import checkpoints
 from hanorec.training.checkpoints import set_trained_weights, trained_weights
-from hanorec.training.metrics import append_line, drop_lines_from
+from hanorec.training.metrics import LOG, append_line, drop_lines_from
 from hanorec.training.options import RunOptions
 from hanorec.training.schedule import Schedule
 from hanorec.training.signals import StopSignal
@@ -70,7 +71,17 @@ class Run:
         self.bar: tqdm | None = None
         if options.resume:
             checkpoints.load(self.folder, self._restore)  # none: it was killed before its first, and starts anew
-            drop_lines_from(self.folder, self.step)
+            there = drop_lines_from(self.folder, self.step)
+            logged, validated = options.log_every, options.validate_every
+            expected = {(step, "loss") for step in range(0, self.step, logged)}
+            expected |= {(step, "validation") for step in range(validated - 1, self.step, validated)}
+            if missing := sorted({step for step, _ in expected - there}):
+                some = ", ".join(map(str, missing[:3])) + (", …" if len(missing) > 3 else "")
+                warnings.warn(
+                    f"{self.folder / LOG}: has no line of {len(missing)} of the steps before {self.step}, from which "
+                    f"this run goes on ({some})",
+                    stacklevel=2,
+                )
         self.running_state = self._state_of_running()
 
     # the steps, and what is random in them
@@ -137,7 +148,7 @@ class Run:
 
     def finish(self, save: Callable[[Path, dict[str, Tensor], dict], object]) -> None:
         """Put the best state back, give it to `save` with the run's folder and how the run ended, and drop the
-        checkpoints."""
+        checkpoints. `save` forces what it writes to the disk, so that nothing is dropped before its heir is there."""
         best = self.best
         if best.weights:
             set_trained_weights(self.model, best.weights)
@@ -146,11 +157,16 @@ class Run:
             finished: dict = {"steps": self.schedule.steps, "best_step": best.step, "best": best.value}
             finished |= {"measure": self.measure} | ({} if self.start is None else {"start": self.start})
             save(self.folder, weights, finished)
+            self._log_to_disk()
             files.replace_text(self.folder / "finished.json", json.dumps(finished, indent=1) + "\n")
             checkpoints.discard(self.folder)
             if self.start is not None and best.value <= self.start:
                 print(f"{self.folder}: on validation, no state that was looked at is above step 0 ({self.start:.4f})")
         distributed.barrier()
+
+    def _log_to_disk(self) -> None:
+        if (self.folder / LOG).exists():
+            files.to_disk(self.folder / LOG)
 
     def _log_validation(self, step: int, measure: str, value: float, note: str = "") -> None:
         append_line(self.folder, {"step": step, "validation": round(value, 6), "measure": measure})
@@ -191,6 +207,7 @@ class Run:
             return
         best = None if self.best.step is None else self.best.value
         state = dict(step=self.step, start=self.start, best=best, best_step=self.best.step, running=self.running_state)
+        self._log_to_disk()  # the checkpoint counts on its lines
         checkpoints.save(self.folder, tensors, state | {"scaler": self.scaler.state_dict()})
 
     def _restore(self, tensors: dict, state: dict) -> None:

@@ -6,6 +6,7 @@ In: what a step of stage 2 computed, or numbers by name. Out: lines, which rank 
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
@@ -14,23 +15,29 @@ from hanorec import distributed, files
 from hanorec.losses import LossOutput
 from hanorec.training.pairs import PairBatch
 
-NAME = "metrics.jsonl"
+LOG = "metrics.jsonl"
 
 
 def append_line(folder: Path, line: dict) -> None:
     """Write a line at the end of a run's log."""
     if distributed.is_main_process():
-        with open(folder / NAME, "a", encoding="utf-8") as file:
+        with open(folder / LOG, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
 
-def drop_lines_from(folder: Path, step: int) -> None:
-    """Leave out the lines from a step on, which a resumed run writes again; from step 0 on, all of them."""
-    log = folder / NAME
-    if distributed.is_main_process() and (log.exists() or log.is_symlink()):
-        lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
-        whole = [line for line in lines if line.endswith("\n")] if step else []
-        files.replace_text(log, "".join(line for line in whole if json.loads(line)["step"] < step))
+def drop_lines_from(folder: Path, step: int) -> set[tuple[int, str]]:
+    """Leave out the lines from a step on, which a resumed run writes again (from step 0 on, all of them), and lines
+    that are damaged. Returns (step, "loss" or "validation") of the lines that stay."""
+    log, stay, there = folder / LOG, [], set()
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if log.is_file() else []:
+        with suppress(ValueError, LookupError, TypeError):  # cut, or bytes that were never written
+            content = json.loads(line)
+            if content["step"] < step > 0 and line.endswith("\n"):
+                stay.append(line)
+                there.add((content["step"], "validation" if "validation" in content else "loss"))
+    if distributed.is_main_process():
+        files.replace_text(log, "".join(stay))
+    return there
 
 
 def preference_metrics(output: LossOutput, beta: float, logps: Tensor, batch: PairBatch) -> dict[str, Tensor]:

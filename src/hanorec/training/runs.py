@@ -90,6 +90,7 @@ def open_run(options: Options, data: Path) -> None:
         fresh.mkdir(parents=True)
         files.replace_text(fresh / "config.json", json.dumps(config, indent=1) + "\n")
         fresh.rename(folder)
+        files.to_disk(folder.parent)
     distributed.barrier()
 
 
