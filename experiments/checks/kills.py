@@ -76,7 +76,8 @@ def one(stage: str, folder: Path, moment: float, expected: dict[str, str]) -> li
 def left(run: Path) -> dict[str, str]:
     """The SHA-256 of every file of a run but those that name its folder: its config and its model card."""
     files = sorted(path for path in run.rglob("*") if path.is_file() and path.name not in ("config.json", "README.md"))
-    files = [path for path in files if "checkpoint" not in path.parent.name]  # a finished run may leave its last one
+    late = ("checkpoint", ".partial", "lock")  # what a run that was killed when all was done may leave
+    files = [path for path in files if not any(part in f"{path.parent.name}/{path.name}" for part in late)]
     return {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 

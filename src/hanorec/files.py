@@ -1,16 +1,25 @@
 """How files and folders get on the disk: whole or not at all, and in the order in which they rely on each other.
 
 In: a path and what is to stand there. Out: it stands there and is on the disk, whatever happens to the machine next. A
-link in its place is replaced, and what it points to is left alone.
+link in its place is replaced, and what it points to is left alone. A folder can be kept from other processes.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import socket
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import TextIO
 from uuid import uuid4
+
+from hanorec.errors import DataError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 PARTIAL = ".partial"  # the end of a file's name until it is whole
 
@@ -55,3 +64,57 @@ def to_disk(path: Path) -> None:
             os.fsync(number)
         finally:
             os.close(number)
+
+
+# one process at a time in a folder
+
+LOCK = "lock"
+_held: list[TextIO] = []  # of this process, which may lock a folder twice
+
+
+def lock(folder: Path) -> None:
+    """Keep other processes from writing to a folder until `unlock`, or until this process ends, however it ends.
+
+    Does nothing where the system or the disk knows no such locks. Errors: DataError, which says who has the lock.
+    """
+    if fcntl is None:
+        return
+    while True:
+        if (folder / LOCK).is_symlink():
+            (folder / LOCK).unlink()
+        file = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115  open is what holds it
+        if any(os.path.samestat(os.fstat(file.fileno()), os.fstat(other.fileno())) for other in _held):
+            file.close()
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise DataError(f"{folder}: {holder} is writing here; wait for it, or give another folder") from None
+        except OSError:
+            file.close()
+            return
+        if _is_in(file, folder):  # its holder may have removed it in between
+            break
+        file.close()
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    _held.append(file)
+
+
+def unlock(folder: Path) -> None:
+    """Let others write to a folder again, if this process kept them from it."""
+    for file in [file for file in _held if _is_in(file, folder)]:
+        (folder / LOCK).unlink()
+        _held.remove(file)
+        file.close()
+
+
+def _is_in(file: TextIO, folder: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(folder / LOCK))
+    except FileNotFoundError:
+        return False

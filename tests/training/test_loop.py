@@ -6,11 +6,14 @@ import json
 import math
 import os
 import signal
+import socket
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import SERVER
 
 from hanorec import files
 from hanorec.data.batching import epoch_order
@@ -20,7 +23,7 @@ from hanorec.training import checkpoints
 from hanorec.training.loop import Run
 from hanorec.training.optimization import adamw, clip_gradients, cosine_learning_rate, set_learning_rate
 from hanorec.training.options import SFTOptions
-from hanorec.training.runs import open_run, read_config
+from hanorec.training.runs import check_output, open_run, read_config
 from hanorec.training.schedule import MicroBatch, Schedule, make_schedule
 
 USERS = [f"user{i}" for i in range(10)]
@@ -156,7 +159,7 @@ def same_outcome(one, other):
     (weights, log, finished), (weights2, log2, finished2) = outcome(one), outcome(other)
     assert all(weights[name].equal(weights2[name]) for name in weights)
     assert (log, finished) == (log2, finished2)
-    left = ("checkpoint", ".partial")  # by a run that was killed late
+    left = ("checkpoint", ".partial", files.LOCK)  # by a run that was killed late
     names = {path.name for path in other.iterdir() if not any(part in path.name for part in left)}
     assert names == {"config.json", "finished.json", "metrics.jsonl", "model.pt"}
 
@@ -304,6 +307,51 @@ def test_a_folder_with_something_in_it_is_not_overwritten(tmp_path):
     with pytest.raises(DataError, match="is not a run's folder"):
         open_run(options(tmp_path / "run", overwrite=True), tmp_path)
     assert (tmp_path / "run" / "thesis.txt").read_text() == "mine"
+
+
+def hold(folder, began, ends):
+    open_run(options(folder, resume=True), folder.parent)
+    began.set()
+    ends.wait(60)
+
+
+@pytest.mark.parametrize("how", [dict(resume=True), dict(overwrite=True), dict(overwrite=True, seed=3)])
+def test_two_processes_do_not_train_in_one_folder(tmp_path, how):
+    """The second says who is there, and leaves everything as it is; when the first has died, the folder is free."""
+    with pytest.raises(DataError):
+        train(tmp_path / "run", stop_at=(3, signal.SIGINT))
+    began, ends = SERVER.Event(), SERVER.Event()
+    other = SERVER.Process(target=hold, args=(tmp_path / "run", began, ends))
+    other.start()
+    assert began.wait(60)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    for refused in (lambda: train(tmp_path / "run", **how), lambda: check_output(options(tmp_path / "run", **how))):
+        with pytest.raises(DataError, match=f"process {other.pid} on {socket.gethostname()} is writing here"):
+            refused()
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    other.kill()
+    other.join()
+    train(tmp_path / "run", **how)
+    assert not (tmp_path / "run" / files.LOCK).exists()
+
+
+def test_of_two_that_begin_in_one_new_folder_at_once_one_is_refused(tmp_path):
+    """The other has not yet named its folder."""
+    (tmp_path / ".run.new").mkdir()
+    with ProcessPoolExecutor(1, SERVER) as other:
+        other.submit(files.lock, tmp_path / ".run.new").result()
+        with pytest.raises(DataError, match=r"\.run\.new: process \d+ on .* is writing here"):
+            open_run(options(tmp_path / "run"), tmp_path)
+    train(tmp_path / "run")  # what the other left is taken over
+
+
+def test_a_lock_that_is_a_link_leaves_its_target_alone(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / files.LOCK).symlink_to(tmp_path / "mine")
+    files.lock(tmp_path)
+    files.lock(tmp_path)  # one process may do so twice
+    files.unlock(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"] and (tmp_path / "mine").read_text() == "mine"
 
 
 def test_resume_needs_an_unfinished_run_of_the_same_settings(tmp_path):

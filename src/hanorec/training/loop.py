@@ -181,6 +181,12 @@ class Run:
 
     def __exit__(self, kind, error, trace) -> None:
         self.stop.__exit__()
+        try:
+            self._say_how_it_ended(error)
+        finally:
+            files.unlock(self.folder)
+
+    def _say_how_it_ended(self, error: BaseException | None) -> None:
         if self.bar is not None:
             self.bar.close()
         if isinstance(error, NotFiniteError):

@@ -7,7 +7,6 @@ In: the options of a training script, or a folder. Out: the folder with its `con
 from __future__ import annotations
 
 import json
-import shutil
 import warnings
 from dataclasses import fields, replace
 from pathlib import Path
@@ -35,8 +34,8 @@ def check_output(options: Options) -> None:
     """Refuse, before any work is done, an output folder that may not be used.
 
     Errors: DataError where it is not empty and neither --overwrite nor --resume is given, where --overwrite would
-    replace what is no run or what the new run starts from, where --resume meets no run or a finished one, or where it
-    holds the cache, which is written before it.
+    replace what is no run or what the new run starts from, where --resume meets no run or a finished one, where another
+    process trains in it, or where it holds the cache, which is written before it.
     """
     folder, start = Path(options.output), start_of(options)
     if not distributed.is_main_process():
@@ -55,6 +54,9 @@ def check_output(options: Options) -> None:
             raise DataError(f"{folder}: exists and is not empty; give --overwrite to replace it or --resume to go on")
         if not (folder / "config.json").is_file():
             raise DataError(f"{folder}: is not a run's folder (no config.json), so --overwrite leaves it alone")
+    if (folder / "config.json").is_file():
+        files.lock(folder)  # and again when training begins
+        files.unlock(folder)
 
 
 def start_of(options: Options) -> str:
@@ -63,7 +65,8 @@ def start_of(options: Options) -> str:
 
 
 def open_run(options: Options, data: Path) -> None:
-    """Make the run's folder and write its config.json, or check that the run to resume had the same settings.
+    """Make the run's folder and write its config.json, or check that the run to resume had the same settings. Then
+    the folder is locked: this process alone trains in it.
 
     data: the folder of the rows and titles that it learns from. Errors: DataError as `check_output` raises it, and
     where --resume meets a run of other settings or of another version, or one whose rows, titles or SFT run, its start
@@ -82,12 +85,16 @@ def open_run(options: Options, data: Path) -> None:
         changed = [f"{k}: {before.get(k)!r} then, {v!r} now" for k, v in config.items() if before.get(k) != v]
         if changed:
             raise DataError(f"{folder}: was started with other settings ({'; '.join(changed)})")
+        if distributed.is_main_process():
+            files.lock(folder)
         return
     if distributed.is_main_process():  # the folder appears with its config.json, or not at all
-        fresh = folder.with_name(f"{folder.name}.new")
-        for old in (fresh, folder):
-            shutil.rmtree(old, ignore_errors=True)
-        fresh.mkdir(parents=True)
+        fresh = folder.with_name(f".{folder.name}.new")
+        fresh.mkdir(parents=True, exist_ok=True)
+        files.lock(fresh)  # two that begin at once meet here
+        if (folder / "config.json").is_file():
+            files.lock(folder)
+        files.remove(folder)
         files.replace_text(fresh / "config.json", json.dumps(config, indent=1) + "\n")
         fresh.rename(folder)
         files.to_disk(folder.parent)
