@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from hanorec import distributed
 from hanorec.cache import cached
 from hanorec.data.toy import World, make_toy
-from hanorec.errors import DataError
+from hanorec.errors import Interrupted
 
 SHORT = ["--max-steps", 4, "--validate-every", 2, "--validate-users", 7, "--batch-size", 5]
 SFT = [*SHORT, "--candidates", 6]
@@ -120,7 +120,7 @@ def test_metrics_are_exactly_those_of_one_process(base, name):
 
 
 def call_stopped(stages: list[list[str]]) -> None:
-    with pytest.raises(DataError, match="interrupted at step"):
+    with pytest.raises(Interrupted, match="stopped at step"):
         call(stages)
 
 

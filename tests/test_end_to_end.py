@@ -513,7 +513,7 @@ def test_out_of_memory_says_which_options_lower_it(capsys):
     with pytest.raises(SystemExit) as stop, exit_on_user_error():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB.\nMore.")
     errors = capsys.readouterr().err
-    assert stop.value.code == 2 and "Tried to allocate 3 GiB. What lowers it: fewer forward tokens" in errors
+    assert stop.value.code == 3 and "Tried to allocate 3 GiB. What lowers it: fewer forward tokens" in errors
 
 
 def test_a_checkpoints_own_code_runs_only_if_asked_for(script, toy_folder, runs, random_backbone, tmp_path):

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import socket
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from processes import SERVER
 
 from hanorec import files
 from hanorec.data.batching import epoch_order
-from hanorec.errors import DataError
+from hanorec.errors import DataError, Interrupted, exit_on_user_error
 from hanorec.losses import NotFiniteError, RunningResponsiveness
 from hanorec.training import checkpoints
 from hanorec.training.loop import Run
@@ -164,14 +165,15 @@ def same_outcome(one, other):
     assert names == {"config.json", "finished.json", "metrics.jsonl", "model.pt"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("step", [0, 1, 5, 7])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("step", [0, 5, 7])
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path, step, number):
     """The signal comes within a step, which is finished first; the handlers are then as they were."""
     train(tmp_path / "whole")
     before = signal.getsignal(number)
-    with pytest.raises(DataError, match=f"interrupted at step {step + 1}; go on with --resume"):
+    with pytest.raises(Interrupted, match=f"stopped at step {step + 1}; go on with --resume") as stopped:
         train(tmp_path / "halved", stop_at=(step, number))
+    assert stopped.value.signal == number
     assert signal.getsignal(number) is before
     train(tmp_path / "halved", resume=True)
     same_outcome(tmp_path / "whole", tmp_path / "halved")
@@ -180,10 +182,54 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path, step, numbe
 def test_a_signal_that_comes_after_a_steps_update_stops_after_that_step(tmp_path):
     """What stops a run is agreed on between steps, so that no rank waits for one that has gone."""
     train(tmp_path / "whole")
-    with pytest.raises(DataError, match="interrupted at step 4;"):
+    with pytest.raises(Interrupted, match="stopped at step 4;"):
         train(tmp_path / "late", late_at=3)
     train(tmp_path / "late", resume=True)
     same_outcome(tmp_path / "whole", tmp_path / "late")
+
+
+def test_the_second_signal_stops_at_once_and_one_that_is_ignored_stays_so(tmp_path, monkeypatch):
+    """As under nohup, where a run goes on though its terminal is gone."""
+    monkeypatch.setattr(checkpoints, "save", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted, match="stopped at once") as stopped:
+        train(tmp_path / "twice", checkpoint_every=100, stop_at=(2, signal.SIGHUP), late_at=2)
+    assert stopped.value.signal == signal.SIGTERM
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        train(tmp_path / "ignored", checkpoint_every=100, stop_at=(2, signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def hung_up(folder):
+    """Train with a terminal that goes in step 2."""
+    side, terminal = os.openpty()
+    for output in (1, 2):
+        os.dup2(terminal, output)
+    os.close(terminal)
+    sys.stdout, sys.stderr = (open(output, "w", buffering=1, closefd=False) for output in (1, 2))
+    kill = os.kill
+    os.kill = lambda *which: os.close(side) or kill(*which)
+    with exit_on_user_error():
+        train(folder, stop_at=(2, signal.SIGHUP), validate_every=1)
+
+
+def test_a_run_whose_terminal_is_gone_leaves_a_checkpoint(tmp_path):
+    """Whatever it prints from then on goes nowhere."""
+    train(tmp_path / "whole", validate_every=1)
+    run = SERVER.Process(target=hung_up, args=(tmp_path / "halved",))
+    run.start()
+    run.join()
+    assert run.exitcode == 129
+    train(tmp_path / "halved", resume=True, validate_every=1)
+    same_outcome(tmp_path / "whole", tmp_path / "halved")
+
+
+@pytest.mark.parametrize("number, status", [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_stopped_run_ends_with_the_status_that_its_signal_has(tmp_path, number, status, capsys):
+    with pytest.raises(SystemExit) as stop, exit_on_user_error():
+        train(tmp_path / "run", stop_at=(1, getattr(signal, number)))
+    assert stop.value.code == status and "go on with --resume" in capsys.readouterr().err.splitlines()[-1]
 
 
 class Killed(BaseException):
@@ -263,7 +309,7 @@ def test_gradients_whose_norm_is_not_finite_are_an_error_except_to_a_float16_sca
 @pytest.mark.parametrize("lost", [[0], [3, 4], "cut", "zeros"])
 def test_steps_that_the_log_lacks_are_told_on_resume(tmp_path, lost):
     """Lines that are gone, one that is cut, a page that was never written; the run ends all the same."""
-    with pytest.raises(DataError):
+    with pytest.raises(Interrupted):
         train(tmp_path / "run", stop_at=(5, signal.SIGINT))
     log = tmp_path / "run" / "metrics.jsonl"
     lines = log.read_text().splitlines(keepends=True)
@@ -318,7 +364,7 @@ def hold(folder, began, ends):
 @pytest.mark.parametrize("how", [dict(resume=True), dict(overwrite=True), dict(overwrite=True, seed=3)])
 def test_two_processes_do_not_train_in_one_folder(tmp_path, how):
     """The second says who is there, and leaves everything as it is; when the first has died, the folder is free."""
-    with pytest.raises(DataError):
+    with pytest.raises(Interrupted):
         train(tmp_path / "run", stop_at=(3, signal.SIGINT))
     began, ends = SERVER.Event(), SERVER.Event()
     other = SERVER.Process(target=hold, args=(tmp_path / "run", began, ends))
@@ -398,7 +444,7 @@ def cut(path):
 
 def test_where_a_checkpoint_is_cut_short_the_one_before_is_used(tmp_path):
     train(tmp_path / "whole")
-    with pytest.raises(DataError):
+    with pytest.raises(Interrupted):
         train(tmp_path / "run", stop_at=(4, signal.SIGINT))
     cut(tmp_path / "run" / "checkpoint" / "weights.safetensors")
     with pytest.warns(UserWarning, match="checkpoint: not a whole checkpoint of this run.*going on from .* step 4"):
@@ -407,7 +453,7 @@ def test_where_a_checkpoint_is_cut_short_the_one_before_is_used(tmp_path):
 
 
 def test_where_no_checkpoint_is_whole_the_error_names_them(tmp_path):
-    with pytest.raises(DataError):
+    with pytest.raises(Interrupted):
         train(tmp_path / "run", stop_at=(4, signal.SIGINT))
     cut(tmp_path / "run" / "checkpoint" / "weights.safetensors")
     cut(tmp_path / "run" / "checkpoint.old" / "optimizer.safetensors")
@@ -435,7 +481,7 @@ def test_a_full_disk_is_a_clear_error_and_the_last_good_checkpoint_stays(tmp_pat
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
-    with pytest.raises(DataError):
+    with pytest.raises(Interrupted):
         train(tmp_path / "run", stop_at=(1, signal.SIGINT))
     folder = tmp_path / "run" / "checkpoint"
     checkpoints.save_file({"another.weight": torch.zeros(3)}, folder / "weights.safetensors")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -96,9 +97,9 @@ class Run:
             self.step += 1
             self.running_state = self._state_of_running()
             self.bar.update()
-            stop = distributed.all_reduce_max(int(self.stop.received))  # a signal to one rank stops all after one step
+            stop = distributed.all_reduce_max(self.stop.received)  # a signal to one rank stops all after one step
             if stop and self.step < total:
-                raise Interrupted
+                raise Interrupted(f"{self.folder}: stopped at step {self.step}; go on with --resume", stop)
             if self.step % self.options.checkpoint_every == 0 and self.step < total:
                 self.save()
         self.bar.close()
@@ -198,9 +199,9 @@ class Run:
             ) from error
         if isinstance(error, Interrupted):
             self.save()
-            raise DataError(f"{self.folder}: interrupted at step {self.step}; go on with --resume") from None
         if isinstance(error, KeyboardInterrupt):
-            raise DataError(f"{self.folder}: stopped at once; go on with --resume, from the last checkpoint") from None
+            message = f"{self.folder}: stopped at once; go on with --resume, from the last checkpoint"
+            raise Interrupted(message, self.stop.received or signal.SIGINT) from None
 
     def save(self) -> None:
         """Write a checkpoint: everything that the rest of the run depends on. All ranks take part, one writes."""
