@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -14,8 +15,9 @@ import pytest
 import torch
 from PIL import Image
 from processes import SERVER
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
+from hanorec import cache
 from hanorec.cache import cached, content_fingerprint, files_fingerprint, weights_fingerprint
 from hanorec.data.catalog import read_catalog
 from hanorec.data.dataset import split_examples
@@ -65,11 +67,60 @@ def test_a_file_is_made_once_and_anew_where_it_is_cut_short_or_not_ours(tmp_path
     assert len(made) == 2
     path = tmp_path / f"x-{'0' * 20}.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    assert cached(tmp_path, "x", "0" * 64, make)["a"].equal(torch.arange(1000.0)) and len(made) == 3
+    with pytest.warns(UserWarning, match="damaged"):
+        assert cached(tmp_path, "x", "0" * 64, make)["a"].equal(torch.arange(1000.0)) and len(made) == 3
     cached(tmp_path, "x", "0" * 63 + "1", make)  # the same name, another fingerprint
     assert len(made) == 4
     cached(None, "x", "0" * 64, make)
     assert len(made) == 5 and not list(tmp_path.glob("*.partial"))
+
+
+def damage(kind, content):
+    middle = len(content) // 2
+    if kind == "a byte of a tensor":
+        return content[:middle] + bytes([content[middle] ^ 64]) + content[middle + 1 :]
+    if kind == "another type":
+        return content.replace(b'"F32"', b'"I32"')
+    if kind == "tensors exchanged":
+        return content.replace(b'"a":', b'"c":').replace(b'"b":', b'"a":').replace(b'"c":', b'"b":')
+    return {"half of it zeros": content[:middle] + bytes(len(content) - middle), "zeros": bytes(len(content)),
+            "empty": b"", "longer": content + b"0"}[kind]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["a byte of a tensor", "another type", "tensors exchanged", "half of it zeros",
+                                  "zeros", "empty", "longer"])  # fmt: skip
+def test_a_damaged_file_is_told_and_made_anew(tmp_path, kind):
+    def make():
+        return {
+            "a": torch.arange(1000.0),
+            "b": torch.arange(1000.0) / 7,
+            "none": torch.zeros(0),
+            "one": torch.tensor(2),
+        }
+
+    cached(tmp_path, "x", "0" * 64, make)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(damage(kind, path.read_bytes()))
+    with pytest.warns(UserWarning, match=f"{path.name}: damaged .*; made anew"):
+        found = cached(tmp_path, "x", "0" * 64, make)
+    assert all(found[name].equal(value) for name, value in make().items())
+    assert cached(tmp_path, "x", "0" * 64, lambda: 1 / 0)["b"].equal(make()["b"])
+
+
+@pytest.mark.parametrize(
+    "owner, name", [("os", "fsync"), ("Path", "mkdir"), ("Path", "replace"), ("cache", "save_file")]
+)
+def test_a_cache_that_cannot_be_written_is_a_warning_and_nothing_is_kept(tmp_path, monkeypatch, owner, name):
+    """A full disk, a read-only one; safetensors has an error of its own."""
+    error = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    def full(*_, **__):
+        raise error if name == "save_file" else OSError(30, "Read-only file system")
+
+    monkeypatch.setattr({"os": os, "Path": Path, "cache": cache}[owner], name, full)
+    with pytest.warns(UserWarning, match=f"{tmp_path / 'c'}: the cache cannot be written .*(No space|Read-only)"):
+        found = cached(tmp_path / "c", "x", "0" * 64, lambda: {"a": torch.ones(3)})
+    assert found["a"].equal(torch.ones(3)) and not list(tmp_path.rglob("x-*"))
 
 
 def test_images_are_encoded_once(backbone, folder, tmp_path, monkeypatch):

@@ -2,12 +2,13 @@
 
 A file is named after a fingerprint of everything its content depends on, so it cannot go stale: where a title, an
 image, a weight or a setting changes, another name is looked for and not found. It is written whole or not at all,
-and read memory-mapped, so what is never used is never read.
+and carries a fingerprint of its content, too, which is checked whenever it is read.
 """
 
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hanorec import distributed
+from hanorec import distributed, files
 
 
 def cached(
@@ -28,25 +29,48 @@ def cached(
     """What `make` returns, from `folder` where it has been made before; without a folder it is always made.
 
     kind: the first part of the file's name. fingerprint: hex digits, of all that `make` depends on. together: `make`
-    takes all ranks, so if one rank finds no file, all make it. A file that was cut short or that something else wrote
-    is made again.
+    takes all ranks, so if one rank finds no file, all make it. A file that something else wrote is made again, and so
+    is one that is damaged, with a warning. Where the folder cannot be written, a warning says so, and nothing is kept.
     """
     if folder is None:
         return make()
     path = folder / f"{kind}-{fingerprint[:20]}.safetensors"
-    stored = None
-    with suppress(OSError, SafetensorError), safe_open(path, framework="pt") as file:
-        if (file.metadata() or {}).get("made_from") == fingerprint:
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+    stored = _read(path, fingerprint)
     missing = distributed.all_reduce_max(int(stored is None)) if together else stored is None
     if stored is not None and not missing:
         return stored
     tensors = make()
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.stem}.{uuid4().hex}.partial")  # another run may be making the same file
-    save_file(tensors, partial, {"made_from": fingerprint})
-    partial.replace(path)
+    partial = path.with_name(f"{path.stem}.{uuid4().hex}{files.PARTIAL}")  # another run may be making the same file
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial, {"made_from": fingerprint, "content": weights_fingerprint(tensors)})
+        files.to_disk(partial)
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        reason = str(error).replace(f": '{partial}'", "").replace(f" -> '{path}'", "")
+        warnings.warn(f"{folder}: the cache cannot be written ({reason}); going on without it", stacklevel=2)
     return tensors
+
+
+def _read(path: Path, fingerprint: str) -> dict[str, Tensor] | None:
+    """What a file of the cache holds; None where there is none that was made from this, or it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            if about.get("made_from") != fingerprint or "content" not in about:  # version 1.0.0 kept no "content"
+                return None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+        if weights_fingerprint(tensors) == about["content"]:
+            return tensors
+        reason = "its content is not what was written"
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        reason = str(error)
+    warnings.warn(f"{path}: damaged ({reason}); made anew", stacklevel=3)
+    return None
 
 
 def content_fingerprint(*parts: str | bytes | Path | np.ndarray | None) -> str:
