@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -18,9 +19,9 @@ from processes import SERVER
 
 from hanorec import files
 from hanorec.data.batching import epoch_order
-from hanorec.errors import DataError, Interrupted, exit_on_user_error
+from hanorec.errors import DataError, Interrupted, MachineError, exit_on_user_error
 from hanorec.losses import NotFiniteError, RunningResponsiveness
-from hanorec.training import checkpoints
+from hanorec.training import checkpoints, loop
 from hanorec.training.loop import Run
 from hanorec.training.optimization import adamw, clip_gradients, cosine_learning_rate, set_learning_rate
 from hanorec.training.options import SFTOptions
@@ -452,6 +453,30 @@ def test_where_a_checkpoint_is_cut_short_the_one_before_is_used(tmp_path):
     same_outcome(tmp_path / "whole", tmp_path / "run")
 
 
+@pytest.mark.parametrize("change", [dict(step=3), dict(best=math.nan), dict(step="4"), dict(start=0.5), dict(more=1)])
+def test_where_a_checkpoints_numbers_are_damaged_the_one_before_is_used(tmp_path, change):
+    train(tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", stop_at=(4, signal.SIGINT))
+    state = tmp_path / "run" / "checkpoint" / "state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | change))
+    with pytest.warns(UserWarning, match="checkpoint: not a whole checkpoint .*what was written.* of step 4"):
+        train(tmp_path / "run", resume=True)
+    same_outcome(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.parametrize("what", ["weights", "best", "optimizer"])
+def test_where_a_checkpoints_tensors_are_damaged_the_one_before_is_used(tmp_path, what):
+    train(tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", stop_at=(4, signal.SIGINT))
+    path = tmp_path / "run" / "checkpoint" / f"{what}.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+    with pytest.warns(UserWarning, match="checkpoint: not a whole checkpoint .*what was written.* of step 4"):
+        train(tmp_path / "run", resume=True)
+    same_outcome(tmp_path / "whole", tmp_path / "run")
+
+
 def test_where_no_checkpoint_is_whole_the_error_names_them(tmp_path):
     with pytest.raises(Interrupted):
         train(tmp_path / "run", stop_at=(4, signal.SIGINT))
@@ -472,10 +497,40 @@ def test_a_full_disk_is_a_clear_error_and_the_last_good_checkpoint_stays(tmp_pat
         save_file(*arguments)
 
     monkeypatch.setattr(checkpoints, "save_file", full)
-    with pytest.raises(DataError, match="step 4 cannot be written.*No space left.*last good one is .*--resume"):
+    with pytest.raises(
+        MachineError, match="step 4 cannot be written.*No space left.*last good checkpoint is .*--resume"
+    ):
         train(tmp_path / "run")
     monkeypatch.undo()
     assert json.loads((tmp_path / "run" / "checkpoint" / "state.json").read_text())["step"] == 2
+    train(tmp_path / "run", resume=True)
+    same_outcome(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.parametrize("what", ["log", "model", "finished"])
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device"), OSError(30, "Read-only file system"),
+     Exception("No space left on device (os error 28)"), MemoryError("Unable to allocate")],
+    ids=["full", "read-only", "tokenizers", "memory"],
+)  # fmt: skip
+def test_where_the_machine_fails_a_run_ends_in_a_line_and_goes_on_later(tmp_path, monkeypatch, capsys, what, error):
+    """While the log, the model and the last file are written."""
+    train(tmp_path / "whole")
+    owner, name = {"log": (loop, "append_line"), "model": (torch, "save"), "finished": (files, "replace_text")}[what]
+    original, calls = getattr(owner, name), []
+
+    def failing(*arguments):
+        calls.append(0)
+        if len(calls) > dict(log=5, model=0, finished=1)[what]:  # config.json is the first that is replaced
+            raise error
+        original(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop, exit_on_user_error():
+        patch.setattr(owner, name, failing)
+        train(tmp_path / "run")
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 3 and str(tmp_path / "run" / "checkpoint") in last and "go on with --resume" in last
     train(tmp_path / "run", resume=True)
     same_outcome(tmp_path / "whole", tmp_path / "run")
 
@@ -484,7 +539,11 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     with pytest.raises(Interrupted):
         train(tmp_path / "run", stop_at=(1, signal.SIGINT))
     folder = tmp_path / "run" / "checkpoint"
-    checkpoints.save_file({"another.weight": torch.zeros(3)}, folder / "weights.safetensors")
+    state = json.loads((folder / "state.json").read_text())
+    del state["digest"]
+    kinds = ("weights", "best", "optimizer")
+    checkpoints.save(tmp_path / "run", {kind: {"another.weight": torch.zeros(3)} for kind in kinds}, state)
+    shutil.rmtree(tmp_path / "run" / "checkpoint.old")
     with pytest.raises(DataError, match="not a whole checkpoint of this run.*weights of other layers"):
         train(tmp_path / "run", resume=True)
 

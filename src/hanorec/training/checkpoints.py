@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hanorec import distributed, files
-from hanorec.errors import DataError
+from hanorec.cache import content_fingerprint, weights_fingerprint
+from hanorec.errors import DataError, MachineError
 
 NEWEST, BEFORE, FRESH = "checkpoint", "checkpoint.old", "checkpoint.new"
 
@@ -26,31 +27,37 @@ NEWEST, BEFORE, FRESH = "checkpoint", "checkpoint.old", "checkpoint.new"
 def save(folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict) -> None:
     """Write a checkpoint: a safetensors file for each entry of `tensors`, and state.json.
 
-    Errors: DataError where the disk does not take it; the last good checkpoint stays.
+    Errors: MachineError where the disk does not take it; the last good checkpoint stays.
     """
     fresh, newest, before = folder / FRESH, folder / NEWEST, folder / BEFORE
     try:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
         for name, group in tensors.items():
-            save_file(
-                {key: value.detach().cpu().contiguous() for key, value in group.items()}, fresh / f"{name}.safetensors"
-            )
+            here = {key: value.detach().cpu().contiguous() for key, value in group.items()}
+            save_file(here, fresh / f"{name}.safetensors")
+        state = state | {"digest": _digest(state, tensors)}
         (fresh / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
         for path in (*fresh.iterdir(), fresh):
             files.to_disk(path)
     except Exception as error:  # safetensors has errors of its own
         shutil.rmtree(fresh, ignore_errors=True)
-        last = next((f for f in (newest, before) if f.is_dir()), None)
-        raise DataError(
-            f"{fresh}: the checkpoint of step {state['step']} cannot be written ({error}); "
-            + (f"the last good one is {last}: make room and go on with --resume" if last else "there is none before it")
+        raise MachineError(
+            f"{fresh}: the checkpoint of step {state['step']} cannot be written ({error}); {where_to_go_on(folder)}"
         ) from error
     if newest.exists():
         shutil.rmtree(before, ignore_errors=True)
         newest.rename(before)
     fresh.rename(newest)
     files.to_disk(folder)
+
+
+def where_to_go_on(folder: Path) -> str:
+    """For a message to one whose machine failed."""
+    last = next((folder / name for name in (NEWEST, BEFORE) if (folder / name).is_dir()), None)
+    if last is None:
+        return "there is no checkpoint yet"
+    return f"the last good checkpoint is {last}: when that is mended, go on with --resume"
 
 
 def load(folder: Path, use: Callable[[dict[str, dict[str, Tensor]], dict], None]) -> bool:
@@ -64,7 +71,10 @@ def load(folder: Path, use: Callable[[dict[str, dict[str, Tensor]], dict], None]
     for path in existing:
         try:
             state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-            use({file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}, state)
+            tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
+            if state.pop("digest") != _digest(state, tensors):
+                raise ValueError("its content is not what was written")
+            use(tensors, state)
         except Exception as error:
             problems.append(f"{path}: not a whole checkpoint of this run ({type(error).__name__}: {error})")
             continue
@@ -74,6 +84,12 @@ def load(folder: Path, use: Callable[[dict[str, dict[str, Tensor]], dict], None]
     if problems:
         raise DataError("; ".join(problems))
     return False
+
+
+def _digest(state: dict, tensors: dict[str, dict[str, Tensor]]) -> str:
+    """Of all that a checkpoint holds, 64 hex digits."""
+    weights = (part for name in sorted(tensors) for part in (name, weights_fingerprint(tensors[name])))
+    return content_fingerprint(json.dumps(state, sort_keys=True), *weights)
 
 
 def discard(folder: Path) -> None:

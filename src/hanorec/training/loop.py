@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hanorec import distributed, files
-from hanorec.errors import DataError, Interrupted
+from hanorec.errors import DataError, Interrupted, MachineError, what_the_machine_lacks
 from hanorec.losses import NotFiniteError, RunningResponsiveness
 from hanorec.randomness import mixed_seed
 from hanorec.related.batch_objectives import RunningGaps
@@ -199,6 +199,10 @@ class Run:
             ) from error
         if isinstance(error, Interrupted):
             self.save()
+        if isinstance(error, Exception) and (reason := what_the_machine_lacks(error)):
+            raise MachineError(
+                f"{self.folder}: stopped at step {self.step}: {reason}; {checkpoints.where_to_go_on(self.folder)}"
+            ) from error
         if isinstance(error, KeyboardInterrupt):
             message = f"{self.folder}: stopped at once; go on with --resume, from the last checkpoint"
             raise Interrupted(message, self.stop.received or signal.SIGINT) from None
