@@ -25,7 +25,7 @@ from hanorec import distributed, files
 from hanorec.data.dataset import Dataset, open_dataset
 from hanorec.data.examples import Example, listed_negatives
 from hanorec.data.full_catalog import FullCatalog
-from hanorec.errors import exit_on_user_error, shown
+from hanorec.errors import MachineError, exit_on_user_error, shown
 from hanorec.evaluation.baselines import BASELINES, baseline_answers, baseline_names
 from hanorec.evaluation.measures import (
     FIRST_MEASURE,
@@ -131,11 +131,18 @@ def report(
         share = share_of_possible(results, run, first_measure)
         if share is not None:
             print(f"\n{run} goes {share:.0%} of the way from popularity to the oracle in {first_measure}.")
-        write_results(run, options, sft.protocol, results, by_length, answers, examples)
     scores = {run: answers[run].scores for run in options.runs}
     for user, example in enumerate(examples[: options.show]):
         of_user = {run: each[user] for run, each in scores.items() if each is not None}
         print("\n" + user_lists(example, data.catalog.titles, of_user))
+    failures = []
+    for run in options.runs:  # last, so that a folder that cannot be written takes no table away
+        try:
+            write_results(run, options, sft.protocol, results, by_length, answers, examples)
+        except OSError as error:
+            failures.append(f"{run}: its results cannot be written ({error})")
+    if failures:
+        raise MachineError("; ".join(failures))
 
 
 def write_results(

@@ -16,6 +16,7 @@ import yaml
 from conftest import ROOT
 
 import evaluate
+from hanorec import files
 from hanorec.data.interactions import read_sequences
 from hanorec.data.toy import World, make_toy
 from hanorec.errors import exit_on_user_error
@@ -626,6 +627,39 @@ def test_an_sft_run_that_cannot_be_gone_on_from_is_refused(script, toy_folder, r
     (start / "finished.json").unlink()
     status, _, errors = sft(script, toy_folder, tmp_path, "c", "--backbone", start)
     assert status == 2 and "this run is not finished" in errors
+
+
+@pytest.mark.parametrize("size", [0, 4, 1000, -100])
+def test_a_run_whose_weights_are_cut_is_named_with_the_file(script, runs, tmp_path, sft_run, hanorec_run, size):
+    for run, name in ((sft_run, "model"), (hanorec_run, "adapter_model")):
+        copy = shutil.copytree(run, tmp_path / run.name)
+        path = copy / "model" / f"{name}.safetensors"
+        path.write_bytes(path.read_bytes()[:size])
+        status, _, errors = script("evaluate", "--runs", copy, "--candidates", 8, "--users", 3)
+        assert status == 2 and errors.startswith(f"error: {copy}: its weights cannot be read ({path}: "), errors
+    status, _, errors = dpo(script, tmp_path, "more", sft=sft_run.name)
+    assert status == 2 and "its weights cannot be read" in errors.splitlines()[-1]
+
+
+def test_results_that_cannot_be_written_leave_the_table_and_the_other_runs_results(
+    script, tmp_path, monkeypatch, sft_run
+):
+    full, other = (shutil.copytree(sft_run, tmp_path / name) for name in ("full", "other"))
+    mine = tmp_path / "mine.json"
+    mine.write_text("mine")
+    (other / "evaluation-test-next.json").symlink_to(mine)
+    replace_text = files.replace_text
+
+    def replace(path, text):
+        if path.parent == full:
+            raise OSError(30, "Read-only file system")
+        replace_text(path, text)
+
+    monkeypatch.setattr(files, "replace_text", replace)
+    status, out, errors = script("evaluate", "--runs", full, other, "--users", 3)
+    assert status == 3 and "| NDCG@10" in out and f"error: {full}: its results cannot be written" in errors
+    assert json.loads((other / "evaluation-test-next.json").read_text())["examples"] == 3
+    assert mine.read_text() == "mine"
 
 
 def test_broken_images_are_warned_about_and_counted(script, toy_folder, tmp_path):

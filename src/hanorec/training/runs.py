@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, get_peft_model_state_dict
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hanorec import __version__, distributed, files
@@ -150,6 +150,7 @@ def load_start(name: str, *, dtype: str = "auto", views: str = "one", remote_cod
     if not is_run(name):
         return load_backbone(name, **how)
     config, model = read_config(name, "sft"), Path(name) / MODEL
+    check_weights(name)
     if not (model / "adapter_config.json").is_file():
         backbone = load_backbone(str(model), **how)
         tiles = any(hasattr(backbone.processor.image_processor, setting) for setting in TILES)
@@ -184,6 +185,7 @@ def load_run(folder: str | Path, *, remote_code: bool = False) -> tuple[Backbone
     if config["kind"] == "sft":
         return load_sft(folder, remote_code=remote_code)
     check_start(folder, config, config["sft"])
+    check_weights(folder)
     backbone, _ = load_sft(config["sft"], dtype=config["dtype"], remote_code=remote_code)
     backbone.model = _with_adapter(backbone, Path(folder) / MODEL, f"SFT run {config['sft']!r}").eval()
     return backbone, sft_options(folder)
@@ -225,6 +227,16 @@ def model_fingerprint(folder: str | Path) -> str:
     if not files:
         raise DataError(f"{folder}: not a run's folder (no weights in {MODEL}/)")
     return files_fingerprint(files)
+
+
+def check_weights(folder: str | Path) -> None:
+    """Errors: DataError where a weight file of a finished run is cut short, emptied or none."""
+    for path in sorted((Path(folder) / MODEL).glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{folder}: its weights cannot be read ({path}: {error}); train it again") from error
 
 
 def check_start(folder: str | Path, config: dict, start: str) -> None:
