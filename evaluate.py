@@ -138,6 +138,7 @@ def report(
     failures = []
     for run in options.runs:  # last, so that a folder that cannot be written takes no table away
         try:
+            files.remove_leftovers(Path(run))
             write_results(run, options, sft.protocol, results, by_length, answers, examples)
         except OSError as error:
             failures.append(f"{run}: its results cannot be written ({error})")

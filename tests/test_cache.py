@@ -107,6 +107,15 @@ def test_a_damaged_file_is_told_and_made_anew(tmp_path, kind):
     assert cached(tmp_path, "x", "0" * 64, lambda: 1 / 0)["b"].equal(make()["b"])
 
 
+def test_what_a_killed_process_left_in_the_cache_is_removed_after_an_hour(tmp_path):
+    names = ("x-1.2.partial", ".tmpAbC", "x-3.4.partial")
+    for name, age in zip(names, (4000, 4000, 60)):
+        (tmp_path / name).write_bytes(b"half")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    cached(tmp_path, "x", "0" * 64, lambda: {"a": torch.ones(3)})
+    assert {path.name for path in tmp_path.iterdir()} == {names[2], f"x-{'0' * 20}.safetensors"}
+
+
 @pytest.mark.parametrize(
     "owner, name", [("os", "fsync"), ("Path", "mkdir"), ("Path", "replace"), ("cache", "save_file")]
 )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
+from processes import SERVER
 
 from hanorec import files
 
@@ -37,6 +40,29 @@ def test_a_link_is_replaced_and_its_target_left_alone(tmp_path, target):
     assert not (tmp_path / "link").is_symlink() and (tmp_path / "link").read_text() == "new"
     assert (tmp_path / "mine").read_text() == "mine" and not (tmp_path / "nothing").exists()
     assert not list((tmp_path / "folder").iterdir())
+
+
+def test_leftovers_of_the_killed_are_removed_when_they_are_old_and_nobody_is_there(tmp_path):
+    def left():
+        for name in ("a.json.1.partial", ".tmpAbC", "model/.tmpD", "checkpoint.old/state.json", "model/config.json"):
+            path = tmp_path / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("half")
+            for old in (path, path.parent):
+                os.utime(old, (time.time() - 4000,) * 2)
+        (tmp_path / "young.partial").write_text("half")
+
+    def there():
+        return {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+
+    left()
+    before = there()
+    with ProcessPoolExecutor(1, SERVER) as other:
+        other.submit(files.lock, tmp_path).result()
+        files.remove_leftovers(tmp_path, "checkpoint*", "model/.tmp*")
+        assert there() == before | {files.LOCK}
+    files.remove_leftovers(tmp_path, "checkpoint*", "model/.tmp*")  # a lock of one that has died counts no more
+    assert there() == {"model/config.json", "young.partial"}
 
 
 def test_a_folder_takes_the_place_of_a_folder_or_a_link_once_it_is_on_the_disk(tmp_path, monkeypatch):

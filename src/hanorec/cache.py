@@ -35,6 +35,7 @@ def cached(
     if folder is None:
         return make()
     path = folder / f"{kind}-{fingerprint[:20]}.safetensors"
+    files.remove_leftovers(folder)
     stored = _read(path, fingerprint)
     missing = distributed.all_reduce_max(int(stored is None)) if together else stored is None
     if stored is not None and not missing:

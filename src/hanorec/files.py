@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import time
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TextIO
@@ -54,6 +55,21 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, *patterns: str) -> None:
+    """Remove what processes that were killed left half written: names that match, and those of partial files.
+
+    What is younger than an hour may still be written, and stays; so does all of a folder that somebody has locked.
+    """
+    with suppress(OSError, DataError):
+        if (folder / LOCK).exists():
+            lock(folder)
+            unlock(folder)
+        for pattern in (f"*{PARTIAL}", ".tmp*", *patterns):
+            for path in folder.glob(pattern):
+                if time.time() - path.lstat().st_mtime > 3600:
+                    remove(path)
 
 
 def to_disk(path: Path) -> None:

@@ -408,8 +408,12 @@ def test_resume_needs_an_unfinished_run_of_the_same_settings(tmp_path):
     with pytest.raises(DataError, match="batch_size: 4 then, 8 now"):
         open_run(options(tmp_path / "run", resume=True, batch_size=8), tmp_path)
     train(tmp_path / "done")
+    left = tmp_path / "done" / "checkpoint.old"  # by one that was killed when all was done
+    left.mkdir()
+    os.utime(left, (0, 0))
     with pytest.raises(DataError, match="is finished"):
         open_run(options(tmp_path / "done", resume=True), tmp_path)
+    assert not left.exists()
 
 
 def test_resume_needs_the_rows_and_titles_that_the_run_began_with(tmp_path):

@@ -48,6 +48,7 @@ def check_output(options: Options) -> None:
         if not (folder / "config.json").is_file():
             raise DataError(f"{folder}: nothing to resume (no config.json)")
         if (folder / "finished.json").is_file():
+            files.remove_leftovers(folder, "checkpoint*", f"{MODEL}.new", f"{MODEL}/.tmp*")
             raise DataError(f"{folder}: this run is finished; nothing to resume")
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not options.overwrite:
@@ -233,8 +234,7 @@ def check_weights(folder: str | Path) -> None:
     """Errors: DataError where a weight file of a finished run is cut short, emptied or none."""
     for path in sorted((Path(folder) / MODEL).glob("*.safetensors")):
         try:
-            with safe_open(path, framework="pt"):
-                pass
+            safe_open(path, framework="pt").keys()
         except (OSError, SafetensorError) as error:
             raise DataError(f"{folder}: its weights cannot be read ({path}: {error}); train it again") from error
 
