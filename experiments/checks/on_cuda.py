@@ -250,8 +250,8 @@ def out_of_memory() -> tuple[str, bool]:
         command = [sys.executable, "-c", OUT_OF_MEMORY, str(fraction), str(ROOT / "train_sft.py"), *options]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "nothing"
-    named = all(option in last for option in ("--forward-tokens", "--gradient-checkpointing"))
-    return last, done.returncode == 2 and named and "Traceback" not in done.stderr
+    named = all(remedy in last for remedy in ("forward tokens", "gradient checkpointing"))
+    return last, done.returncode == 3 and named and "Traceback" not in done.stderr
 
 
 if __name__ == "__main__":
