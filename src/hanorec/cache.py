@@ -60,7 +60,7 @@ def _read(path: Path, fingerprint: str) -> dict[str, Tensor] | None:
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
-            if about.get("made_from") != fingerprint or "content" not in about:  # version 1.0.0 kept no "content"
+            if about.get("made_from") != fingerprint or "content" not in about:  # version 0.2.0 kept no "content"
                 return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
         if weights_fingerprint(tensors) == about["content"]:

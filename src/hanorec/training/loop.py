@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import signal
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,7 @@ from hanorec.randomness import mixed_seed
 from hanorec.related.batch_objectives import RunningGaps
 from hanorec.training import checkpoints
 from hanorec.training.checkpoints import set_trained_weights, trained_weights
-from hanorec.training.metrics import LOG, append_line, drop_lines_from
+from hanorec.training.metrics import LOG, append_line, drop_lines_from, warn_of_missing_lines
 from hanorec.training.options import RunOptions
 from hanorec.training.schedule import Schedule
 from hanorec.training.signals import StopSignal
@@ -73,16 +72,7 @@ class Run:
         if options.resume:
             checkpoints.load(self.folder, self._restore)  # none: it was killed before its first, and starts anew
             there = drop_lines_from(self.folder, self.step)
-            logged, validated = options.log_every, options.validate_every
-            expected = {(step, "loss") for step in range(0, self.step, logged)}
-            expected |= {(step, "validation") for step in range(validated - 1, self.step, validated)}
-            if missing := sorted({step for step, _ in expected - there}):
-                some = ", ".join(map(str, missing[:3])) + (", …" if len(missing) > 3 else "")
-                warnings.warn(
-                    f"{self.folder / LOG}: has no line of {len(missing)} of the steps before {self.step}, from which "
-                    f"this run goes on ({some})",
-                    stacklevel=2,
-                )
+            warn_of_missing_lines(self.folder, there, self.step, options.log_every, options.validate_every)
         self.running_state = self._state_of_running()
 
     # the steps, and what is random in them

@@ -6,6 +6,7 @@ In: what a step of stage 2 computed, or numbers by name. Out: lines, which rank 
 from __future__ import annotations
 
 import json
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,6 +39,24 @@ def drop_lines_from(folder: Path, step: int) -> set[tuple[int, str]]:
     if distributed.is_main_process():
         files.replace_text(log, "".join(stay))
     return there
+
+
+def warn_of_missing_lines(
+    folder: Path, there: set[tuple[int, str]], before: int, log_every: int, validate_every: int
+) -> None:
+    """Warn of the steps before a step that should have a line in the log and have none, as after a power cut.
+
+    there: what `drop_lines_from` found.
+    """
+    expected = {(step, "loss") for step in range(0, before, log_every)}
+    expected |= {(step, "validation") for step in range(validate_every - 1, before, validate_every)}
+    if missing := sorted({step for step, _ in expected - there}):
+        some = ", ".join(map(str, missing[:3])) + (", …" if len(missing) > 3 else "")
+        warnings.warn(
+            f"{folder / LOG}: has no line of {len(missing)} of the steps before {before}, from which this run goes on "
+            f"({some})",
+            stacklevel=3,
+        )
 
 
 def preference_metrics(output: LossOutput, beta: float, logps: Tensor, batch: PairBatch) -> dict[str, Tensor]:
