@@ -41,10 +41,12 @@ from hanorec.randomness import rng
 from hanorec.recommenders.networks import NETWORKS
 from hanorec.recommenders.training import VALIDATION_USERS
 from hanorec.training.command_line import parse
+from hanorec.training.digests import check_run, warn_of_changed_data
 from hanorec.training.evaluation_options import EvaluationOptions, complete_evaluation
 from hanorec.training.inputs import open_examples, open_prompts
 from hanorec.training.options import SFTOptions, cache_folder
-from hanorec.training.runs import load_run, sft_options
+from hanorec.training.run_config import sft_options
+from hanorec.training.runs import load_run
 
 
 def main() -> None:
@@ -53,8 +55,10 @@ def main() -> None:
     runs = {run: sft_options(run) for run in options.runs}
     sft = complete_evaluation(options, runs)  # what is ranked, and how prompts are written
     data = open_dataset(options.data)
-    for each in runs.values():
-        data.descriptions(each.item_view)  # where they cannot be read, this says so before hours of ranking
+    for run, each in runs.items():  # what is wrong with the last is said before hours of ranking the first
+        check_run(run, changed_run=options.changed_run)
+        warn_of_changed_data(run, data.folder)
+        data.descriptions(each.item_view)
     full_catalog = FullCatalog(data.warm) if options.candidates == "all" else None
     drawn: dict[str, Any] = {"seed": options.seed, "rejected": 0}
     if options.negatives == "listed":
@@ -92,7 +96,7 @@ def run_answers(
     run: str, data: Dataset, examples: list[Example], options: EvaluationOptions, full_catalog: FullCatalog | None
 ) -> dict[str, Answers]:
     """A run's answers, once for each modality, by the name of their row in the table."""
-    backbone, sft = load_run(run, remote_code=options.remote_code)
+    backbone, sft = load_run(run, remote_code=options.remote_code, changed_run=options.changed_run)
     sft, cache = replace(sft, task=options.task), cache_folder(options.cache, options.runs[0])
     answers, images = {}, None
     for modality in options.modality:

@@ -65,7 +65,8 @@ def main() -> None:
     options = parse(DPOOptions)
     check_output(options)
     seed_everything(options.seed)
-    reference, sft = load_sft(options.sft, dtype=options.dtype, remote_code=options.remote_code)  # π_ref, frozen
+    trust = {"remote_code": options.remote_code, "changed_run": options.changed_run}
+    reference, sft = load_sft(options.sft, dtype=options.dtype, **trust)  # π_ref, frozen, and how it was trained
     complete_dpo(options, sft)
     data = open_dataset(options.data)
     prompts = open_prompts(reference, data, sft, cache=cache_folder(options.cache, options.output))

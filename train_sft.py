@@ -47,7 +47,11 @@ def main() -> None:
     seed_everything(options.seed)
     data = open_dataset(options.data)
     policy = load_start(
-        options.backbone, dtype=options.dtype, views=options.image_views, remote_code=options.remote_code
+        options.backbone,
+        dtype=options.dtype,
+        views=options.image_views,
+        remote_code=options.remote_code,
+        changed_run=options.changed_run,
     )
     windows = windows_for(policy.layout, options.windows)
     if options.name_history:

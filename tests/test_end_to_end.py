@@ -62,6 +62,18 @@ def hanorec_run(script, runs, sft_run):
     return once(runs / "hanorec", lambda: dpo(script, runs, "hanorec"))
 
 
+def older(run, **change):
+    """Make a run look as if a version before 1.0.0 had made it. change: other values; None takes an option out."""
+    for name, gone in (("config.json", {"version", "made_from"}), ("finished.json", {"files"})):
+        content = json.loads((run / name).read_text())
+        content = {key: value for key, value in content.items() if key not in gone}
+        if name == "config.json":
+            content = {
+                key: value for key, value in (content | change).items() if value is not None or key not in change
+            }
+        (run / name).write_text(json.dumps(content))
+
+
 def log(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
@@ -317,10 +329,7 @@ def test_a_run_keeps_the_view_of_an_item(script, toy_folder, runs, tmp_path, sft
     status, _, errors = dpo(script, tmp_path, "words-hanorec", sft="words")
     assert status == 0, errors
     assert load_run(tmp_path / "words-hanorec")[1].item_view == "description"
-    shutil.copytree(sft_run, tmp_path / "seen")
-    config = json.loads((tmp_path / "seen" / "config.json").read_text())
-    assert config.pop("item_view") == "image"
-    (tmp_path / "seen" / "config.json").write_text(json.dumps(config))
+    older(shutil.copytree(sft_run, tmp_path / "seen"), item_view=None)
     assert load_run(tmp_path / "seen")[1].item_view == "image"
 
     names = [str(tmp_path / name) for name in ("words", "words-hanorec", "seen")]
@@ -503,11 +512,9 @@ def test_what_a_user_can_mend_is_one_line_and_exit_status_2(script, toy_folder, 
 def test_an_adapter_for_another_base_model_is_refused(script, toy_folder, runs, random_backbone):
     """The random backbone has another vocabulary, and the same names of layers."""
     assert sft(script, toy_folder, runs, "on-tiny", "--lora", "on", "--layers", "all")[0] == 0
-    config = runs / "on-tiny" / "config.json"
-    larger = families.save(families.llava, runs / "llava")
-    config.write_text(config.read_text().replace('"backbone": "tiny"', f'"backbone": "{larger}"'))
+    older(runs / "on-tiny", backbone=str(families.save(families.llava, runs / "llava")))
     status, _, errors = dpo(script, runs, "on-other", sft="on-tiny")
-    assert status == 2 and "its adapter does not fit the backbone" in errors
+    assert status == 2 and f"its adapter does not fit {runs / 'llava'}" in errors
 
 
 def test_out_of_memory_says_which_options_lower_it(capsys):
@@ -546,11 +553,9 @@ def test_an_adapter_of_another_sft_model_is_refused(script, toy_folder, runs, sf
 
 def test_a_dpo_run_of_an_older_version_is_read_as_its_sft_run_or_refused(script, runs, hanorec_run):
     old = shutil.copytree(hanorec_run, runs / "old")
-    config = json.loads((old / "config.json").read_text())
-    del config["version"]
-    (old / "config.json").write_text(json.dumps(config | {"history": None, "task": "next", "candidates": 8}))
+    older(old, task="next", candidates=8)
     assert load_run(old)[1] == load_run(hanorec_run)[1]
-    (old / "config.json").write_text(json.dumps(config | {"history": 2}))
+    older(old, history=2)
     status, _, errors = script("evaluate", "--runs", old)
     assert status == 2 and "has another history than its SFT run, which version 0.2.0 alone can read" in errors
 
@@ -579,7 +584,7 @@ def test_a_run_made_in_one_precision_loads_in_another(script, toy_folder, runs):
     for name in ("half", "half-dpo"):
         config = runs / name / "config.json"
         config.write_text(config.read_text().replace('"bfloat16"', '"float32"'))
-    backbone, _ = load_run(runs / "half-dpo")
+    backbone, _ = load_run(runs / "half-dpo", changed_run=True)
     assert backbone.compute == torch.float32
 
 
@@ -635,10 +640,13 @@ def test_a_run_whose_weights_are_cut_is_named_with_the_file(script, runs, tmp_pa
         copy = shutil.copytree(run, tmp_path / run.name)
         path = copy / "model" / f"{name}.safetensors"
         path.write_bytes(path.read_bytes()[:size])
-        status, _, errors = script("evaluate", "--runs", copy, "--candidates", 8, "--users", 3)
-        assert status == 2 and errors.startswith(f"error: {copy}: its weights cannot be read ({path}: "), errors
+        ranking = ("evaluate", "--runs", copy, "--candidates", 8, "--users", 3)
+        status, _, errors = script(*ranking)
+        assert status == 2 and errors.startswith(f"error: {copy}: model/{path.name} changed since this run"), errors
+        status, _, errors = script(*ranking, "--changed-run")
+        assert status == 2 and re.match(f"error: .*{copy.name}/model: ", errors.splitlines()[-1]), errors
     status, _, errors = dpo(script, tmp_path, "more", sft=sft_run.name)
-    assert status == 2 and "its weights cannot be read" in errors.splitlines()[-1]
+    assert status == 2 and "model.safetensors changed since this run was finished" in errors.splitlines()[-1]
 
 
 def test_results_that_cannot_be_written_leave_the_table_and_the_other_runs_results(

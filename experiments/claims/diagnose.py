@@ -36,7 +36,8 @@ from hanorec.training.dpo_options import DPOOptions
 from hanorec.training.inputs import open_prompts
 from hanorec.training.options import cache_folder
 from hanorec.training.pairs import make_pairs
-from hanorec.training.runs import load_run, load_sft, read_config
+from hanorec.training.run_config import read_config
+from hanorec.training.runs import load_run, load_sft
 
 PARTS = 5  # of a run's steps, and of the pairs by hardness
 NONE = "–"  # where an objective has no such number

@@ -39,11 +39,10 @@ from experiments.claims.commands import (
 from experiments.claims.table import RESULTS, tables
 from experiments.claims.worlds import CATALOGUES, GRID, REAL, WORLDS
 from experiments.common import ROOT, course, letters, read_rows
-from hanorec.cache import content_fingerprint
+from hanorec.cache import content_fingerprint, files_fingerprint
 from hanorec.data.toy import World as Catalogue
 from hanorec.data.toy import make_toy
 from hanorec.errors import DataError, exit_on_user_error
-from hanorec.training.runs import model_fingerprint
 
 NAMES = ("study", "world", "method", "seed")
 
@@ -144,7 +143,8 @@ def make_start(key: Key, runs: Path, scripts: Scripts) -> dict:
         seconds = scripts.run(start_command(name, key.seed, runs), runs / f"{folder.name}.log")
     except Failed as error:
         raise Failed(f"SFT start {name}: {error}") from None
-    made = {"settings": wanted, "start": model_fingerprint(folder)[:16], "seconds": seconds}
+    weights = files_fingerprint(sorted((folder / "model").glob("*.safetensors")))
+    made = {"settings": wanted, "start": weights[:16], "seconds": seconds}
     mark.write_text(json.dumps(made) + "\n", encoding="utf-8")
     return made
 

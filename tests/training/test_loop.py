@@ -25,7 +25,8 @@ from hanorec.training import checkpoints, loop
 from hanorec.training.loop import Run
 from hanorec.training.optimization import adamw, clip_gradients, cosine_learning_rate, set_learning_rate
 from hanorec.training.options import SFTOptions
-from hanorec.training.runs import check_output, open_run, read_config
+from hanorec.training.run_config import read_config
+from hanorec.training.runs import check_output, open_run
 from hanorec.training.schedule import MicroBatch, Schedule, make_schedule
 
 USERS = [f"user{i}" for i in range(10)]

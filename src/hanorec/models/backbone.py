@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
@@ -134,12 +135,14 @@ def load_backbone(
     dtype: str = "auto",
     views: str = "many",
     remote_code: bool = False,
+    commit: str | None = None,
 ) -> Backbone:
     """Load model and processor of a checkpoint: "tiny", a folder, or an id of the Hugging Face hub.
 
     dtype: "auto" or a name in `DTYPES`, see `choose_dtype`.
     views: "one" keeps the processor from cutting images into tiles.
     remote_code: whether Python files that come with a checkpoint may run.
+    commit: which version of a checkpoint of the hub (None: the newest).
     Warns where responses cannot be packed behind their prompt, with the reason.
     Errors: DataError where the checkpoint cannot be found, or is no model that reads images as tokens.
     """
@@ -150,12 +153,12 @@ def load_backbone(
     if not Path(source).exists():
         check_hub(source)
     compute = choose_dtype(dtype, device)
-    options = {"trust_remote_code": remote_code}
+    options = {"trust_remote_code": remote_code} | ({"revision": commit} if commit else {})
     model: Any
     try:
         processor = AutoProcessor.from_pretrained(source, **options)
         model = AutoModelForImageTextToText.from_pretrained(source, dtype=compute, use_safetensors=True, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(f"backbone {name}: cannot be loaded as an image-text-to-text model: {first_line}") from error
     if views == "one":
@@ -168,6 +171,12 @@ def load_backbone(
     if backbone.layout.why_unpacked:
         warnings.warn(f"backbone {name}: one forward a response, because {backbone.layout.why_unpacked}", stacklevel=2)
     return backbone
+
+
+def hub_commit(name: str) -> str:
+    """The commit of a checkpoint of the Hugging Face hub, once it has been loaded; "" where it is not known."""
+    config = try_to_load_from_cache(name, "config.json")
+    return Path(config).parent.name if isinstance(config, str) else ""
 
 
 def check_hub(name: str) -> None:

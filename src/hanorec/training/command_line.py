@@ -11,9 +11,10 @@ import difflib
 import json
 import math
 import sys
-from dataclasses import field
+from collections.abc import Mapping
+from dataclasses import field, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -82,6 +83,26 @@ def parse(kind: type[Kind]) -> Kind:
     return kind(**vars(_parser(kind).parse_args(arguments, given)))
 
 
+def read_options(kind: type[Kind], values: Mapping[str, Any], file: Path) -> Kind:
+    """Options from what a file of a run says, checked as if they had been given; those that it lacks are the default.
+
+    Errors: DataError that names file, option and value.
+    """
+    types = get_type_hints(kind)
+    for option in fields(kind):  # type: ignore[arg-type]
+        value = values.get(option.name, option.default)
+        is_text = value is None or isinstance(value, str) or types[option.name] not in (str, str | None)
+        if not is_text or (value is None is not option.default):
+            raise DataError(f"{file}: {option.name} cannot be {json.dumps(value)}")
+    parser = _parser(kind, file)
+
+    def refuse(message: str) -> NoReturn:
+        raise DataError(f"{file}: {message}")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    return kind(**vars(parser.parse_args(_arguments(file, values, types))))
+
+
 def _parser(kind: type, file: Path | None = None) -> HfArgumentParser:
     """A parser with one group a base class of `kind`; its error messages name the file, where there is one."""
     program = Path(sys.argv[0]).name
@@ -102,10 +123,7 @@ def _parser(kind: type, file: Path | None = None) -> HfArgumentParser:
 
 
 def _file_arguments(file: Path, types: dict[str, type]) -> list[str]:
-    """The entries of a settings file as command-line arguments; those that are null are left out.
-
-    types: the type of every option, by name.
-    """
+    """The entries of a settings file as command-line arguments. types: the type of every option, by name."""
     try:
         text = file.read_text(encoding="utf-8")
         # The base loader leaves words as they stand, like a shell: to YAML 1.1, `on` is true and `1e-3` is no number.
@@ -114,8 +132,13 @@ def _file_arguments(file: Path, types: dict[str, type]) -> list[str]:
         raise DataError(f"{file}: cannot be read as settings: {' '.join(str(error).split())}") from error
     if not isinstance(entries, dict | None):
         raise DataError(f"{file}: must be a mapping of options to values, such as `seed: 3`")
+    return _arguments(file, entries or {}, types)
+
+
+def _arguments(file: Path, entries: Mapping[str, Any], types: dict[str, type]) -> list[str]:
+    """Values of options, as a file holds them, as command-line arguments; those that are null are left out."""
     arguments = []
-    for key, value in (entries or {}).items():
+    for key, value in entries.items():
         name = key.replace("-", "_")
         if name not in types:
             close = difflib.get_close_matches(name, types, 1)

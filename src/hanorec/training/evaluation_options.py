@@ -40,6 +40,7 @@ class EvaluatedOptions:
         metavar="NAME",
     )
     remote_code: bool = switch(False, "run Python files that come with a run's checkpoint; only for those you trust")
+    changed_run: bool = switch(False, "evaluate runs although files of theirs, or of their base, were changed since")
     show: int = option(
         0, "print history and best candidates of so many users, for each run (task next, modality full)", least=0
     )

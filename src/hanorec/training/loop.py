@@ -25,7 +25,8 @@ from hanorec.randomness import mixed_seed
 from hanorec.related.batch_objectives import RunningGaps
 from hanorec.training import checkpoints
 from hanorec.training.checkpoints import set_trained_weights, trained_weights
-from hanorec.training.metrics import LOG, append_line, drop_lines_from, warn_of_missing_lines
+from hanorec.training.digests import run_digests
+from hanorec.training.metrics import LOG, append_line, drop_lines_from
 from hanorec.training.options import RunOptions
 from hanorec.training.schedule import Schedule
 from hanorec.training.signals import StopSignal
@@ -63,7 +64,7 @@ class Run:
         self.folder, self.options, self.schedule = Path(options.output), options, schedule
         self.model, self.optimizer, self.scaler, self.running = model, optimizer, scaler, running
         self.device = next(model.parameters()).device
-        self.step, self.best = 0, Best()
+        self.step, self.lines, self.best = 0, 0, Best()  # lines: of the log
         self.start: float | None = None  # on validation before the first step, where a loop asked for it
         self.measure = ""  # what the best value is a value of
         self.users: list[str] = []  # those of the batch at hand, for an error's message
@@ -71,8 +72,7 @@ class Run:
         self.bar: tqdm | None = None
         if options.resume:
             checkpoints.load(self.folder, self._restore)  # none: it was killed before its first, and starts anew
-            there = drop_lines_from(self.folder, self.step)
-            warn_of_missing_lines(self.folder, there, self.step, options.log_every, options.validate_every)
+            self.lines = drop_lines_from(self.folder, self.step, self.lines)
         self.running_state = self._state_of_running()
 
     # the steps, and what is random in them
@@ -117,7 +117,7 @@ class Run:
         numbers = {k: float(v.detach() if isinstance(v, Tensor) else v) for k, v in values.items()}
         if self.bar is not None:
             self.bar.set_postfix({k: f"{v:.3f}" for k, v in numbers.items() if k in ("loss", "accuracy")})
-        append_line(self.folder, {"step": self.step, **{k: round(v, 6) for k, v in numbers.items()}})
+        self._write({"step": self.step, **{k: round(v, 6) for k, v in numbers.items()}})
 
     def should_validate(self) -> bool:
         done = self.step + 1
@@ -149,18 +149,23 @@ class Run:
             finished |= {"measure": self.measure} | ({} if self.start is None else {"start": self.start})
             save(self.folder, weights, finished)
             self._log_to_disk()
+            finished["files"] = run_digests(self.folder)
             files.replace_text(self.folder / "finished.json", json.dumps(finished, indent=1) + "\n")
             checkpoints.discard(self.folder)
             if self.start is not None and best.value <= self.start:
                 print(f"{self.folder}: on validation, no state that was looked at is above step 0 ({self.start:.4f})")
         distributed.barrier()
 
+    def _write(self, line: dict) -> None:
+        append_line(self.folder, line)
+        self.lines += 1
+
     def _log_to_disk(self) -> None:
         if (self.folder / LOG).exists():
             files.to_disk(self.folder / LOG)
 
     def _log_validation(self, step: int, measure: str, value: float, note: str = "") -> None:
-        append_line(self.folder, {"step": step, "validation": round(value, 6), "measure": measure})
+        self._write({"step": step, "validation": round(value, 6), "measure": measure})
         if distributed.is_main_process():
             tqdm.write(f"step {step + 1}: {measure} on validation {value:.4f}{note}")
 
@@ -207,19 +212,23 @@ class Run:
         if not distributed.is_main_process():
             return
         best = None if self.best.step is None else self.best.value
-        state = dict(step=self.step, start=self.start, best=best, best_step=self.best.step, running=self.running_state)
+        state = dict(step=self.step, start=self.start, best=best, best_step=self.best.step, lines=self.lines)
         self._log_to_disk()  # the checkpoint counts on its lines
-        checkpoints.save(self.folder, tensors, state | {"scaler": self.scaler.state_dict()})
+        checkpoints.save(
+            self.folder, tensors, state | {"running": self.running_state, "scaler": self.scaler.state_dict()}
+        )
 
     def _restore(self, tensors: dict, state: dict) -> None:
         """Take over a checkpoint. Errors: whatever says that it is not one of this run."""
-        step, best, best_step, running = (state[name] for name in ("step", "best", "best_step", "running"))
+        names = ("step", "lines", "best", "best_step", "running")
+        step, lines, best, best_step, running = (state[name] for name in names)
         set_trained_weights(self.model, tensors["weights"])
         checkpoints.set_optimizer(self.model, self.optimizer, tensors["optimizer"])
         self.start = state["start"]
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
-        self.step, self.best = step, Best(-math.inf if best is None else best, best_step, tensors["best"])
+        self.step, self.lines = step, lines
+        self.best = Best(-math.inf if best is None else best, best_step, tensors["best"])
         if self.running is not None:
             self.running.load_state_dict(running)
 

@@ -26,37 +26,20 @@ def append_line(folder: Path, line: dict) -> None:
             file.write(json.dumps(line) + "\n")
 
 
-def drop_lines_from(folder: Path, step: int) -> set[tuple[int, str]]:
+def drop_lines_from(folder: Path, step: int, expected: int) -> int:
     """Leave out the lines from a step on, which a resumed run writes again (from step 0 on, all of them), and lines
-    that are damaged. Returns (step, "loss" or "validation") of the lines that stay."""
-    log, stay, there = folder / LOG, [], set()
+    that are damaged. Returns how many stay, with a warning where that is less than `expected`, as after a power cut."""
+    log, stay = folder / LOG, []
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if log.is_file() else []:
         with suppress(ValueError, LookupError, TypeError):  # cut, or bytes that were never written
-            content = json.loads(line)
-            if content["step"] < step > 0 and line.endswith("\n"):
+            if json.loads(line)["step"] < step > 0 and line.endswith("\n"):
                 stay.append(line)
-                there.add((content["step"], "validation" if "validation" in content else "loss"))
     if distributed.is_main_process():
         files.replace_text(log, "".join(stay))
-    return there
-
-
-def warn_of_missing_lines(
-    folder: Path, there: set[tuple[int, str]], before: int, log_every: int, validate_every: int
-) -> None:
-    """Warn of the steps before a step that should have a line in the log and have none, as after a power cut.
-
-    there: what `drop_lines_from` found.
-    """
-    expected = {(step, "loss") for step in range(0, before, log_every)}
-    expected |= {(step, "validation") for step in range(validate_every - 1, before, validate_every)}
-    if missing := sorted({step for step, _ in expected - there}):
-        some = ", ".join(map(str, missing[:3])) + (", …" if len(missing) > 3 else "")
-        warnings.warn(
-            f"{folder / LOG}: has no line of {len(missing)} of the steps before {before}, from which this run goes on "
-            f"({some})",
-            stacklevel=3,
-        )
+    if len(stay) < expected:
+        there = f"{len(stay)} of the {expected} lines"
+        warnings.warn(f"{log}: has {there} of the steps before {step}, from which this run goes on", stacklevel=3)
+    return len(stay)
 
 
 def preference_metrics(output: LossOutput, beta: float, logps: Tensor, batch: PairBatch) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from hanorec.errors import shown
+from hanorec.training.run_config import is_run
 
 KINDS = {"sft": "supervised fine-tuning", "dpo": "preference optimization"}
 
@@ -32,7 +33,9 @@ def write_model_card(model: Path, folder: Path, config: dict, finished: dict) ->
         metadata["base_model"] = base  # an id of the Hugging Face hub
     note = " (an SFT run: its model is the frozen reference and the base of this adapter)" if kind == "dpo" else ""
     start = f" (before the first step {finished['start']:.4f})" if "start" in finished else ""
-    options = "\n".join(f"| `{name}` | `{json.dumps(value)}` |" for name, value in config.items() if name != "kind")
+    options = "\n".join(
+        f"| `{name}` | `{json.dumps(value)}` |" for name, value in config.items() if name not in ("kind", "made_from")
+    )
     (model / "README.md").write_text(
         f"""---
 {yaml.safe_dump(metadata, sort_keys=False).strip()}
@@ -51,7 +54,7 @@ HaNoRec (arXiv 2511.18740), stage {"1" if kind == "sft" else "2"} of 2.
 ## Load it
 
 ```python
-{_how_to_load(folder, base, adapter, on_run="reference" in config)}
+{_how_to_load(folder, base, adapter, on_run=is_run(base))}
 ```
 
 or, as this project's scripts do: `backbone, sft = hanorec.training.runs.load_run("{folder}")`, where `sft` says how it

@@ -156,6 +156,7 @@ class RunOptions:
     output: str = option("runs/hanorec", "folder of the run", metavar="DIR")
     resume: bool = switch(False, "continue an unfinished run in --output")
     overwrite: bool = switch(False, "replace a run in --output")
+    changed_run: bool = switch(False, "start from a run although files of it, or of its base, were changed since")
     checkpoint_every: int = option(200, "steps between checkpoints, from which --resume continues", least=1)
     validate_every: int = option(200, "steps between validations; the best state is kept", least=1)
     validate_users: int = option(200, "users ranked in a validation", least=1)
