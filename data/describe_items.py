@@ -26,7 +26,7 @@ from tqdm import tqdm
 from hanorec.data.catalog import Catalog, read_catalog, read_descriptions
 from hanorec.errors import DataError, exit_on_user_error
 from hanorec.models.backbone import DTYPES, Backbone, load_backbone
-from hanorec.models.encoding import open_image
+from hanorec.models.encoding import open_images
 from hanorec.models.prompts import HISTORY
 
 QUESTION = "{image}Describe this image in one short sentence."
@@ -98,7 +98,8 @@ def write_descriptions(
             file.write("item,description\n")
         for start in range(0, len(items), batch_size):
             batch = items[start : start + batch_size]
-            read = [(item, open_image(backbone, catalog.images[item], pixels)[0]) for item in batch]
+            opened = open_images(backbone, [catalog.images[item] for item in batch], pixels)
+            read = [(item, image) for item, (image, _) in zip(batch, opened)]
             opened = [(item, image) for item, image in read if image is not None]
             texts = [prompt_of(backbone, prompt, catalog.titles[item]) for item, _ in opened]
             answers = describe(backbone, [image for _, image in opened], texts, new_tokens)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from hanorec.data import untrusted
 from hanorec.data.catalog import read_catalog
-from hanorec.data.untrusted import load_image, read_text
+from hanorec.data.untrusted import load_image, load_images, read_text, scaled_down
 from hanorec.errors import DataError
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -221,6 +221,23 @@ def test_what_pillow_warns_of_names_the_file(tmp_path):
     with pytest.warns(UserWarning) as caught:
         assert load_image(tmp_path / "a.jpg").size == (4, 6)
     assert len(caught) == 1 and str(caught[0].message).startswith(f"{tmp_path / 'a.jpg'}: used as an image, though ")
+
+
+def test_of_many_files_that_are_decoded_at_a_time_each_is_named_for_its_own_fault(tmp_path):
+    paths = [tmp_path / f"{number}.jpg" for number in range(30)]
+    exif = b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x05\x00\x12\x01\x03\x00"
+    for number, path in enumerate(paths):
+        Image.new("RGB", (40 + number, 60)).save(path, exif=exif if number % 3 == 0 else b"")
+        if number % 3 == 1:
+            path.write_bytes(path.read_bytes()[:100])
+    with pytest.warns(UserWarning) as caught:
+        images = load_images(paths, pixels=600)
+    assert [image and image.size for image in images] == [
+        None if number % 3 == 1 else scaled_down(Image.new("RGB", (40 + number, 60)), 600).size for number in range(30)
+    ]
+    said = [str(warning.message).split(": ", 1) for warning in caught]
+    assert [name for name, _ in said] == [str(path) for number, path in enumerate(paths) if number % 3 < 2]
+    assert [text.startswith("used") for _, text in said] == [True, False] * 10  # "not used as an image"
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])

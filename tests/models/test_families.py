@@ -26,6 +26,7 @@ from hanorec.losses import hanorec_loss
 from hanorec.models import attention, scoring, tiny
 from hanorec.models import images as images_module
 from hanorec.models.backbone import load_backbone
+from hanorec.models.encoding import open_images, process_image
 from hanorec.models.images import CatalogImages
 from hanorec.models.lora import add_lora
 from hanorec.models.packing import Prompt
@@ -92,6 +93,19 @@ def test_packed_and_ready_features_equal_the_family_used_plainly(build, folders,
     if build not in families.PLAIN:  # images are seen at all: with others' features the result is another
         images.contents[0], images.contents[5] = images.contents[5], images.contents[0]
         assert (score(backbone, images, [prompt], [responses]) - live).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("build", EVERY, ids=lambda build: build.__name__)
+def test_images_that_are_processed_together_come_out_as_each_alone(build, folders, data):
+    """Of two sizes, one of which occurs once; by what the family's processor makes of one image."""
+    backbone = load(folders(build))
+    pictures = [Image.open(path).convert("RGB") for path in data.catalog.images[:3]]
+    pictures.insert(1, pictures[0].resize((100, 80)))
+    for each, (opened, processed) in zip(pictures, open_images(backbone, pictures)):
+        alone = process_image(backbone, each)
+        assert opened is each and processed.placeholders == alone.placeholders
+        assert all(processed.pixels[name].equal(value) for name, value in alone.pixels.items())
+        assert (processed.grid is None) == (alone.grid is None) and processed.pixels.keys() == alone.pixels.keys()
 
 
 def test_items_without_an_image_do_not_say_in_which_form_a_family_takes_features(folders, data, tmp_path, monkeypatch):

@@ -7,11 +7,15 @@ PostScript. A bad image is no error, only an item without an image, and a warnin
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 import unicodedata
 import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import get_ident
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -72,21 +76,47 @@ def listing(folder: Path, limit: int = 20) -> str:
 
 
 def load_image(path: str | Path) -> Image.Image | None:
-    """Decode an image file to RGB of 8 bits, upright and, where it is transparent, on white.
+    """An image file, as `load_images` decodes it."""
+    return load_images([path])[0]
 
-    None, and a warning that names file and reason, if that fails. A warning of Pillow names the file, too.
+
+def load_images(paths: Sequence[str | Path], pixels: int | None = None) -> list[Image.Image | None]:
+    """Decode image files to RGB of 8 bits, upright and, where they are transparent, on white; several at a time.
+
+    pixels: larger images are scaled down to that many. None, and a warning that names file and reason, for a file where
+    that fails. A warning of Pillow names the file, too.
     """
-    with warnings.catch_warnings(record=True) as said:
+    said: dict[int, list[str]] = {}  # by thread: what Pillow says of the file that it is decoding
+
+    def record(message: Warning | str, *_, **__) -> None:
+        said[get_ident()].append(" ".join(str(message).split()))
+
+    def decode(path: str | Path) -> tuple[Image.Image | None, str, list[str]]:
+        own: list[str] = []
+        said[get_ident()] = own
+        image, reason = _decoded(path)
+        return scaled_down(image, pixels) if image and pixels else image, reason, own
+
+    with warnings.catch_warnings(), ThreadPoolExecutor(max(1, min(len(paths), os.cpu_count() or 1))) as pool:
         warnings.simplefilter("always")
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ours is the stricter limit
         warnings.simplefilter("ignore", DeprecationWarning)  # meant for us, and of no file
-        image, reason = _decoded(path)
-    if reason:
-        warnings.warn(f"{path}: not used as an image ({reason})", stacklevel=2)
-    elif said:
-        message = "; ".join(dict.fromkeys(" ".join(str(each.message).split()) for each in said))
-        warnings.warn(f"{path}: used as an image, though {message}", stacklevel=2)
-    return image
+        warnings.showwarning = record
+        decoded = list(pool.map(decode, paths))
+    for path, (_, reason, own) in zip(paths, decoded):
+        if reason:
+            warnings.warn(f"{path}: not used as an image ({reason})", stacklevel=2)
+        elif own:
+            warnings.warn(f"{path}: used as an image, though {'; '.join(dict.fromkeys(own))}", stacklevel=2)
+    return [image for image, _, _ in decoded]
+
+
+def scaled_down(image: Image.Image, pixels: int) -> Image.Image:
+    """The image with at most so many pixels."""
+    if image.width * image.height <= pixels:
+        return image
+    factor = math.sqrt(pixels / (image.width * image.height))
+    return image.resize((max(1, int(image.width * factor)), max(1, int(image.height * factor))))
 
 
 def _decoded(path: str | Path) -> tuple[Image.Image | None, str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -20,11 +19,11 @@ from PIL import Image
 from torch import Tensor
 
 from hanorec.cache import content_fingerprint, weights_fingerprint
-from hanorec.data.untrusted import load_image
+from hanorec.data.untrusted import load_images, scaled_down
 from hanorec.models.backbone import Backbone
 
 DECODING = (
-    2  # counts the ways in which `load_image` has read files: 2 puts transparency on white and scales 16 bits to 8
+    2  # counts the ways in which `load_images` has read files: 2 puts transparency on white and scales 16 bits to 8
 )
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")  # the other inputs are the images'
 LANGUAGE = re.compile(r"language_model|text_model|lm_head")  # the weights that images do not pass through
@@ -43,12 +42,16 @@ def process_image(backbone: Backbone, image: Image.Image | None) -> Processed:
     if image is None:
         return Processed()
     inputs = call_processor(backbone, image)
-    placeholders = inputs["input_ids"][0].tolist()
     if "batch_num_images" in inputs:  # LLaVA-OneVision sees one image among others otherwise than one alone
         inputs = call_processor(backbone, image, image)
         placeholders = inputs["input_ids"][0].tolist()
         placeholders = placeholders[: len(placeholders) // 2]
-        inputs = {name: value[:1] for name, value in inputs.items()}
+        inputs = {name: value[:1] for name, value in inputs.items()} | {"input_ids": torch.tensor([placeholders])}
+    return _processed(backbone, inputs)
+
+
+def _processed(backbone: Backbone, inputs: dict[str, Tensor]) -> Processed:
+    placeholders = inputs["input_ids"][0].tolist()
     if backbone.processor.chat_template is None:  # then what surrounds the placeholders belongs to a whole text
         placeholders = [id for id in placeholders if id == backbone.layout.image_token]
     accepted = inspect.signature(backbone.model.get_image_features).parameters
@@ -56,24 +59,58 @@ def process_image(backbone: Backbone, image: Image.Image | None) -> Processed:
     return Processed(placeholders, pixels, pixels.get("image_grid_thw"))
 
 
-def open_image(
-    backbone: Backbone, image: Path | Image.Image | None, pixels: int | None = None
-) -> tuple[Image.Image | None, Processed]:
-    """An image, or that of a file, with at most so many pixels, and what the processor makes of it.
+def open_images(
+    backbone: Backbone, images: Sequence[Path | Image.Image | None], pixels: int | None = None
+) -> list[tuple[Image.Image | None, Processed]]:
+    """Images, or those of files, with at most so many pixels, and what the processor makes of each.
 
     A file that cannot be decoded, or that the processor refuses, for being too thin for instance, is a warning that
-    names file and reason; then there is no image.
+    names file and reason; then there is no image. Images of one size go through the processor together, as long as
+    it makes the same of the first of them alone.
     """
-    opened = load_image(image) if isinstance(image, Path) else image
-    if opened is not None and pixels:
-        opened = scaled_down(opened, pixels)
+    loaded = iter(load_images([image for image in images if isinstance(image, Path)], pixels))
+    opened = [next(loaded) if isinstance(image, Path) else image for image in images]
+    opened = [scaled_down(image, pixels) if image and pixels else image for image in opened]
+    of_size: dict[tuple[int, int], dict[int, Image.Image]] = {}
+    for number, image in enumerate(opened):
+        if image is not None:
+            of_size.setdefault(image.size, {})[number] = image
+    processed = [Processed()] * len(images)
+    for same in of_size.values():
+        if together := process_together(backbone, list(same.values())):
+            for number, each in zip(same, together):
+                processed[number] = each
+            continue
+        for number, image in same.items():
+            try:
+                processed[number] = process_image(backbone, image)
+            except (ValueError, ZeroDivisionError) as error:
+                if not isinstance(images[number], Path):
+                    raise
+                reason = f"{type(error).__name__}: {error}"
+                warnings.warn(f"{images[number]}: not used as an image ({reason})", stacklevel=2)
+                opened[number] = None
+    return list(zip(opened, processed))
+
+
+def process_together(backbone: Backbone, images: Sequence[Image.Image]) -> list[Processed] | None:
+    """What the processor makes of images of one size in one call, which is faster; None where it makes something else
+    of the first of them alone, or refuses them."""
+    if len(images) < 2:
+        return None
     try:
-        return opened, process_image(backbone, opened)
-    except (ValueError, ZeroDivisionError) as error:
-        if not isinstance(image, Path):
-            raise
-        warnings.warn(f"{image}: not used as an image ({type(error).__name__}: {error})", stacklevel=2)
-        return None, Processed()
+        first = process_image(backbone, images[0])
+        text = [backbone.image_text] * len(images)
+        each = [[image] for image in images]
+        inputs = dict(backbone.processor(text=text, images=each, add_special_tokens=False, return_tensors="pt"))
+    except (ValueError, ZeroDivisionError):
+        return None
+    if any(len(value) % len(images) for value in inputs.values()):
+        return None
+    parts = [dict(zip(inputs, values)) for values in zip(*(value.chunk(len(images)) for value in inputs.values()))]
+    together = [_processed(backbone, part) for part in parts]
+    same = first.placeholders == together[0].placeholders and first.pixels.keys() == together[0].pixels.keys()
+    return together if same and all(v.equal(together[0].pixels[name]) for name, v in first.pixels.items()) else None
 
 
 def call_processor(backbone: Backbone, *images: Image.Image) -> dict[str, Tensor]:
@@ -112,14 +149,6 @@ def _joined(features: Tensor | Sequence[Tensor]) -> Tensor:
     """All images' features one after the other, [tokens, width]."""
     parts = [features] if isinstance(features, Tensor) else features
     return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
-
-
-def scaled_down(image: Image.Image, pixels: int) -> Image.Image:
-    """The image with at most so many pixels."""
-    if image.width * image.height <= pixels:
-        return image
-    factor = math.sqrt(pixels / (image.width * image.height))
-    return image.resize((max(1, int(image.width * factor)), max(1, int(image.height * factor))))
 
 
 def features_made_from(backbone: Backbone, pixels: int | None) -> str:

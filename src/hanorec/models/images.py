@@ -22,7 +22,7 @@ from hanorec import distributed
 from hanorec.cache import cached, content_fingerprint
 from hanorec.data.untrusted import MAX_IMAGE_BYTES, why_not_opened
 from hanorec.models.backbone import Backbone
-from hanorec.models.encoding import Processed, encode_images, features_made_from, open_image, process_image
+from hanorec.models.encoding import Processed, encode_images, features_made_from, open_images, process_image
 
 SHARD_SIZE = 512  # images in a cache file, and the most that are in memory before they are encoded
 VISION_BATCH = 32  # images in a forward of the vision tower
@@ -57,7 +57,7 @@ class CatalogImages:
             if frozen:
                 self._add_frozen(backbone, images, cache, bar)
             else:
-                self._add(*zip(*(self._processed(backbone, image, bar) for image in images)))
+                self._add(*zip(*self._opened(backbone, images, bar)))
         broken = sum(image is not None and not block for image, block in zip(images, self.blocks))
         if broken:
             warnings.warn(f"{broken} of {len(images)} items are treated as without image: unusable file", stacklevel=2)
@@ -150,8 +150,7 @@ class CatalogImages:
         def make() -> dict[str, Tensor]:
             blocks, features, grids = [], [], []
             for start in range(0, len(images), VISION_BATCH):
-                some = images[start : start + VISION_BATCH]
-                processed = [self._processed(backbone, image, bar) for image in some]
+                processed = self._opened(backbone, images[start : start + VISION_BATCH], bar)
                 blocks += [each.placeholders for each in processed]
                 grids += [each.grid for each in processed if each.grid is not None]
                 shown = [each for each in processed if each.placeholders]
@@ -178,9 +177,13 @@ class CatalogImages:
         contents = [next(features) if block else None for block in blocks]
         return blocks, contents, [next(grids, None) if block else None for block in blocks]
 
-    def _processed(self, backbone: Backbone, image: Path | Image.Image | None, bar: tqdm) -> Processed:
-        bar.update()
-        return open_image(backbone, image, self.pixels)[1]
+    def _opened(self, backbone: Backbone, images: Sequence, bar: tqdm) -> list[Processed]:
+        processed: list[Processed] = []
+        for start in range(0, len(images), VISION_BATCH):
+            some = images[start : start + VISION_BATCH]
+            processed += [each for _, each in open_images(backbone, some, self.pixels)]
+            bar.update(len(some))
+        return processed
 
 
 def _hashed(image: Path | None) -> Path | None:
