@@ -41,12 +41,22 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def replace_folder(fresh: Path, path: Path) -> None:
-    """Put a folder that lies beside `path` in its place, once all that it holds is on the disk."""
+    """Put a folder that lies beside `path` in its place, once all that it holds is on the disk.
+
+    What was there is removed after that. Errors: OSError, where it is still there."""
     for file in (*fresh.rglob("*"), fresh):
         to_disk(file)
-    remove(path)
-    fresh.rename(path)
+    old = path.with_name(f"{path.name}.{uuid4().hex}{PARTIAL}")
+    if os.path.lexists(path):
+        path.rename(old)
+    try:
+        fresh.rename(path)
+    except OSError:
+        if os.path.lexists(old):
+            old.rename(path)
+        raise
     to_disk(path.parent)
+    remove(old)
 
 
 def remove(path: Path) -> None:

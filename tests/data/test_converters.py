@@ -1,0 +1,368 @@
+"""Every converter turns files of exactly the published format, made up by hand, into a dataset, or into nothing and one
+line of error."""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from hanorec.data.catalog import read_catalog
+from hanorec.data.cleaning import cut, without_html
+from hanorec.data.interactions import read_sequences
+
+
+@pytest.fixture
+def convert(monkeypatch, capsys):
+    """Call a converter as the command line would; returns (exit status, stdout, stderr)."""
+
+    def call(name: str, *arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", [f"prepare_{name}.py", *map(str, arguments)])
+        status = 0
+        try:
+            importlib.import_module(f"prepare_{name}").main()
+        except SystemExit as end:
+            status = end.code
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return call
+
+
+def write(folder: Path, files: dict[str, str | bytes]) -> Path:
+    """A raw folder with these files. Of an image's name: an image as wide as its number of letters."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder
+
+
+def covers(folder: Path, *names: str) -> Path:
+    """An image each, `n` pixels wide for the n-th name, so that they can be told apart."""
+    for width, name in enumerate(names, 1):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (width, 9)).save(folder / name)
+    return folder
+
+
+def read(out: Path, split: str = "test") -> dict[str, str]:
+    """The rows of a split, items by user, as the package reads them."""
+    catalog = read_catalog(out)
+    rows = read_sequences(out / f"{split}.tsv", catalog)
+    return {row.user: " ".join(catalog.items[item] for item in row.items) for row in rows}
+
+
+def titles(out: Path) -> dict[str, str]:
+    catalog = read_catalog(out)
+    return dict(zip(catalog.items, catalog.titles))
+
+
+def images(out: Path) -> dict[str, int]:
+    return {path.name: Image.open(path).size[0] for path in sorted((out / "images").iterdir())}
+
+
+def steps(out: Path) -> list[tuple[int, int, int]]:
+    """Users, items and interactions after each step, from prepared.json."""
+    counted = json.loads((out / "prepared.json").read_text())["steps"]
+    return [(step["users"], step["items"], step["interactions"]) for step in counted]
+
+
+# --- MicroLens
+
+PAIRS_TSV = "2\t30 10 20\r\n1\t10 20 30 40\r\n"
+PAIRS_CSV = "user,item,timestamp\n1,40,1583378629553\n1,10,1583378629551\n2,30,1\n2,20,3\n1,20,1583378629552\n2,10,2\n"
+TITLES = 'item,title\r\n10,Plain\r\n20,"With, a comma"\r\n30,Fish &lt;3\r\n40,Plain\r\n50,Unseen\r\n'
+TITLES_EN = '10,Plain\n20,With, a comma, and more\n30,"Quoted, ""here"""\n40,\n60,"Half open\n'
+
+
+def test_microlens_as_published(tmp_path, convert):
+    raw = write(tmp_path / "raw", {"MicroLens-50k_pairs.tsv": PAIRS_TSV, "MicroLens-50k_titles.csv": TITLES})
+    covers(raw / "MicroLens-50k_covers", "10.jpg", "20.jpg", "30.jpg", "40.jpg")
+    status, printed, errors = convert("microlens", raw, tmp_path / "out")
+    assert (status, errors) == (0, "")
+    assert read(tmp_path / "out") == {"1": "10 20 30 40", "2": "30 10 20"}
+    assert read(tmp_path / "out", "val") == {"1": "10 20 30", "2": "30 10"}
+    assert read(tmp_path / "out", "train") == {"1": "10 20", "2": "30"}
+    assert titles(tmp_path / "out") == {"10": "Plain", "20": "With, a comma", "30": "Fish <3", "40": "Plain"}
+    assert images(tmp_path / "out") == {"10.jpg": 1, "20.jpg": 2, "30.jpg": 3, "40.jpg": 4}
+    assert set(steps(tmp_path / "out")) == {(2, 4, 7)}  # the defaults take nothing away
+    assert "1 titles that an earlier item has" in printed and "rows: 2 in train.tsv" in printed
+
+
+def test_microlens_with_times_and_titles_whose_commas_are_not_quoted(tmp_path, convert):
+    raw = write(tmp_path / "raw", {"MicroLens-100k_pairs.csv": PAIRS_CSV, "MicroLens-100k_title_en.csv": TITLES_EN})
+    covers(tmp_path / "else" / "deep", "10.PNG", "20.webp", "30.jpg", "40.jpg")
+    status, _, errors = convert("microlens", raw, tmp_path / "out", "--images", tmp_path / "else")
+    assert (status, errors) == (0, "")
+    assert read(tmp_path / "out") == {"2": "30 10 20"}  # item 40 has no title, and user 1 then two items
+    assert titles(tmp_path / "out") == {"10": "Plain", "20": "With, a comma, and more", "30": 'Quoted, "here"'}
+    assert images(tmp_path / "out") == {"10.png": 1, "20.webp": 2, "30.jpg": 3}
+    assert steps(tmp_path / "out")[-3:] == [(2, 3, 5), (2, 3, 5), (1, 3, 3)]
+
+
+@pytest.mark.parametrize("header", ["", "userID,videoID,ts\n"])
+def test_microlens_is_known_by_its_columns_where_copies_are_named_differently(tmp_path, convert, header):
+    pairs = header + PAIRS_CSV.partition("\n")[2]
+    raw = write(tmp_path / "raw", {"a.csv": pairs, "b.csv": TITLES, "comments.csv": "1,10,nice\n", "readme.txt": "?"})
+    assert convert("microlens", raw, tmp_path / "out", "--keep-without-image")[0] == 0
+    assert read(tmp_path / "out") == {"1": "10 20 40", "2": "30 10 20"}
+
+
+# --- cleaning
+
+
+def test_each_step_is_counted(tmp_path, convert):
+    rows = [
+        "1,10,1",
+        "1,10,1",
+        "1,20,2",
+        "1,10,3",
+        "1,30,4",
+        "2,10,1",
+        "2,20,2",
+        "2,40,3",
+        "3,10,1",
+        "3,20,2",
+        "3,30,3",
+    ]
+    raw = write(tmp_path / "raw", {"x_pairs.csv": "\n".join(rows), "x_titles.csv": "10,A\n20,B\n30,C\n40, \n"})
+    covers(raw / "x_covers", "10.jpg", "20.jpg", "30.jpg")
+    status, printed, _ = convert("microlens", raw, tmp_path / "out", "--min-item", "2")
+    assert status == 0
+    assert steps(tmp_path / "out") == [
+        (3, 4, 11),
+        (3, 4, 10),  # user 1 took 10 twice at time 1
+        (3, 4, 9),  # and once more at time 3
+        (3, 3, 8),  # 40 has no title
+        (3, 3, 8),
+        (2, 3, 6),  # user 2 has two items left
+    ]
+    assert read(tmp_path / "out") == {"1": "10 20 30", "3": "10 20 30"}
+    assert "in the raw files" in printed and "each item once a user" in printed
+
+
+def test_the_core_is_repeated_until_nothing_changes(tmp_path, convert):
+    """Items 50, 40 and 30 fall one after another, as each takes a user with it; users 1, 2 and 6 stay."""
+    chosen = {1: "10 20 60", 2: "10 20 60", 3: "10 20 30", 4: "10 30 40", 5: "20 40 50", 6: "10 20 60"}
+    pairs = "".join(f"{user}\t{items}\n" for user, items in chosen.items())
+    raw = write(tmp_path / "raw", {"x_pairs.tsv": pairs, "x_titles.csv": "".join(f"{i}0,T{i}\n" for i in range(1, 7))})
+    assert convert("microlens", raw, tmp_path / "out", "--keep-without-image", "--min-item", "2")[0] == 0
+    assert list(read(tmp_path / "out")) == ["1", "2", "6"]
+    assert steps(tmp_path / "out")[-1] == (3, 3, 9)
+
+
+def test_repeats_can_be_kept(tmp_path, convert):
+    files = {"x_pairs.tsv": "1\t10 20 10 10\n", "x_titles.csv": "10,A\n20,B\n"}
+    raw = write(tmp_path / "raw", files)
+    assert convert("microlens", raw, tmp_path / "out", "--keep-without-image", "--keep-repeats")[0] == 0
+    assert read(tmp_path / "out") == {"1": "10 20 10 10"}
+    status, _, error = convert("microlens", raw, tmp_path / "other", "--keep-without-image")
+    assert (status, "the step 'users with 3 or more, items with 1 or more' took the last 2" in error) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("written", "title"),
+    [
+        ("Tom &amp; Jerry&#39;s", "Tom & Jerry's"),
+        ("R&D at AT&T; &copy 1999", "R&D at AT&T; &copy 1999"),
+        ("&amp;lt;b&amp;gt;Bold&lt;/b&gt; move", "Bold move"),
+        ("I <3 you, x<y and y>z", "I <3 you, x<y and y>z"),
+        ("One<br/>two <a href='x'>three</a>", "One two three"),
+        ("<script>var x = 1;</script> Shirt", "Shirt"),
+        ("tab\tand\x07bell\u00a0and  space", "tab and bell and space"),
+        (" ".join(map(str, range(70))), " ".join(map(str, range(64))) + "…"),
+        ("a" * 5000, "a" * 32 * 64 + "…"),
+        ("好" * 65, "好" * 64 + "…"),
+        ("b " * 64, " ".join("b" * 64)),
+    ],
+)  # fmt: skip
+def test_a_title_is_a_line_without_html_and_not_endless(written, title):
+    assert cut(without_html(written), 64) == title
+
+
+def test_items_without_an_image_are_dropped_or_kept_also_where_the_image_is_broken(tmp_path, convert):
+    files = {"x_pairs.tsv": "1\t10 20 30 40\n2\t10 20 30 50\n", "x_titles.csv": "10,A\n20,B\n30,C\n40,D\n50,E\n"}
+    raw = write(tmp_path / "raw", files)
+    covers(raw / "x_covers", "10.jpg", "20.jpg", "30.jpg", "40.jpg")
+    (raw / "x_covers" / "30.jpg").write_bytes(b"no picture")
+    status, printed, errors = convert("microlens", raw, tmp_path / "out")
+    assert status == 0 and "30.jpg: not used" in errors and "1 images that cannot be read" in printed
+    assert read(tmp_path / "out") == {"1": "10 20 40"}
+    assert steps(tmp_path / "out")[-3:] == [(2, 4, 7), (2, 3, 5), (1, 3, 3)]
+    assert convert("microlens", raw, tmp_path / "kept", "--keep-without-image", "--image-size", "3x3")[0] == 0
+    assert read(tmp_path / "kept") == {"1": "10 20 30 40", "2": "10 20 30 50"}
+    assert images(tmp_path / "kept") == {"10.jpg": 1, "20.jpg": 1, "40.jpg": 1}  # 1, 2 and 4 pixels of 9 to 3
+
+
+# --- splits
+
+
+def timed(folder: Path) -> Path:
+    """Users 1 to 3 choose an item each on the first ten days of 2020, 4 on the first five, 5 on the last one."""
+    rows = [(user, f"{user}{day}", day) for user in (1, 2, 3) for day in range(10)]
+    rows += [(4, f"4{day}", day) for day in range(5)] + [(5, "59", 9)]
+    pairs = "".join(f"{user},{item},{1577836800 + day * 86400}000\n" for user, item, day in rows)
+    return write(folder, {"x_pairs.csv": pairs, "x_titles.csv": "".join(f"{item},T{item}\n" for _, item, _ in rows)})
+
+
+@pytest.mark.parametrize(
+    ("target", "val", "test"),
+    [("first", "10 11 12 13 14 15 16", "10 11 12 13 14 15 16 17 18"), ("last", "10 11 12 13 14 15 16 17", None)],
+)
+def test_after_a_cut_in_time_nothing_is_trained_on(tmp_path, convert, target, val, test):
+    """Cuts are days 6 and 8: targets are items of day 6 or 7, and of day 8 or 9."""
+    options = ("--keep-without-image", "--split", "time", "--min-user", "1", "--target", target)
+    raw, out = timed(tmp_path / "raw"), tmp_path / "out"
+    assert convert("microlens", raw, out, *options, "--cut", "2020-01-07", "2020-01-09")[0] == 0
+    train = read(out, "train")
+    assert train == {**{str(u): " ".join(f"{u}{day}" for day in range(6)) for u in (1, 2, 3)}, "4": "40 41 42 43 44"}
+    assert max(int(item[1:]) for row in train.values() for item in row.split()) < 6
+    assert read(out, "val")["1"] == val and list(read(out, "val")) == ["1", "2", "3"]
+    assert read(out)["1"] == (test or " ".join(f"1{day}" for day in range(10)))
+    assert list(read(out)) == ["1", "2", "3"]  # user 5 has nothing before the only item
+
+
+def test_shares_cut_where_so_many_interactions_came_before(tmp_path, convert):
+    """36 interactions: 0.5 of them is the 19th, of day 4, and 0.75 the 28th, of day 7."""
+    raw, out = timed(tmp_path / "raw"), tmp_path / "out"
+    options = ("--keep-without-image", "--split", "time", "--cut", "0.5", "0.75")
+    assert convert("microlens", raw, out, *options)[0] == 0
+    assert read(out, "train")["1"] == "10 11 12 13"
+    assert read(out, "val")["1"] == "10 11 12 13 14"
+    assert read(out, "test")["1"] == "10 11 12 13 14 15 16 17"
+
+
+@pytest.mark.parametrize(
+    ("cut", "message"),
+    [
+        (("0.9", "0.8"), "first cut must come before"),
+        (("0", "0.5"), "shares must be between 0 and 1"),
+        (("0.5", "2020-01-01"), "two shares or two dates"),
+        (("2020-01-03", "someday"), "found 'someday'"),
+        (("2021-01-01", "2022-01-01"), "no row for val.tsv"),
+        (("1960-01-01", "1961-01-01"), "no row for train.tsv"),
+    ],
+)
+def test_cuts_that_are_none_are_named(tmp_path, convert, cut, message):
+    options = ("--keep-without-image", "--split", "time", "--cut", *cut)
+    status, _, error = convert("microlens", timed(tmp_path / "raw"), tmp_path / "out", *options)
+    assert (status, error.count("\n")) == (2, 1) and message in error
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_a_split_by_time_needs_times(tmp_path, convert):
+    raw = write(tmp_path / "raw", {"x_pairs.tsv": PAIRS_TSV, "x_titles.csv": TITLES})
+    status, _, error = convert("microlens", raw, tmp_path / "out", "--keep-without-image", "--split", "time")
+    assert (status, error) == (2, "error: a split by time needs times, and the raw files have none\n")
+
+
+# --- what is refused
+
+RAW = {"x_pairs.csv": PAIRS_CSV, "x_titles.csv": TITLES}
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"x_pairs.csv": PAIRS_CSV + "1,7\n"}, r"x_pairs.csv:8: expected user,item,timestamp, found '1,7'"),
+        ({"x_pairs.csv": PAIRS_CSV + "1,a b,7\n"}, r"x_pairs.csv:8: an item id must be one word, found 'a b'"),
+        ({"x_pairs.csv": PAIRS_CSV + ",10,7\n"}, r"x_pairs.csv:8: a user id must be on one line, without tabs, found ''"),
+        ({"x_pairs.csv": PAIRS_CSV + "1,10,noon\n"}, r"x_pairs.csv:8: expected a time or a date, found 'noon'"),
+        ({"x_pairs.csv": PAIRS_CSV + "1,10,nan\n"}, r"x_pairs.csv:8: expected a time or a date, found 'nan'"),
+        ({"x_pairs.csv": PAIRS_CSV + '1,"10,7\n'}, r"x_pairs.csv:8: not CSV (unexpected end of data)"),
+        ({"x_pairs.csv": PAIRS_CSV.encode() + b"\xff,10,7\n"}, r"x_pairs.csv:8: not UTF-8, byte 0xff"),
+        ({"x_pairs.csv": PAIRS_CSV.replace(",", ";")}, r"expected user,item,timestamp or user<TAB>item item item ...; "
+         r"x_pairs.csv has 'user;item;timestamp'"),
+        ({"x_pairs.csv": "item_id,user_id\n1,2\n"}, r"expected user,item,timestamp or user<TAB>item item item ...; "
+         r"x_pairs.csv has 'item_id, user_id'; x_titles.csv has 'item, title'"),
+        ({"x_pairs.csv": gzip.compress(PAIRS_CSV.encode())[:-9]}, r"x_pairs.csv: the gzip file is cut short"),
+        ({"y_pairs.csv": PAIRS_CSV}, r"several files could be user,item,timestamp or user<TAB>item item item ...: "
+         r"x_pairs.csv, y_pairs.csv; leave one of them there"),
+        ({"x_pairs.csv": "user,item,timestamp\n"}, r"x_pairs.csv: no interactions"),
+        ({"x_titles.csv": "10,A, B\n\nten\n"}, r"x_titles.csv:3: expected item,title, found 'ten'"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else value[:30],
+)  # fmt: skip
+def test_bad_raw_files_are_named_in_one_line(tmp_path, convert, files, message):
+    raw = write(tmp_path / "raw", RAW | files)
+    status, printed, error = convert("microlens", raw, tmp_path / "out", "--keep-without-image")
+    assert (status, printed, error.count("\n")) == (2, "", 1)
+    assert error.startswith(f"error: {raw}") and message in error
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_bad_lines_can_be_left_out_and_are_counted(tmp_path, convert):
+    bad = PAIRS_CSV.encode() + b"1,7\n1,10,noon\n\xff,10,7\n\n"
+    raw = write(tmp_path / "raw", RAW | {"x_pairs.csv": gzip.compress(bad), "x_titles.csv": TITLES + "7\n"})
+    status, printed, _ = convert("microlens", raw, tmp_path / "out", "--keep-without-image", "--skip-bad-lines")
+    assert status == 0 and "4 bad lines left out\n" in printed
+    assert "the first bad line: " in printed and "x_pairs.csv:8: expected user,item,timestamp, found '1,7'" in printed
+    assert steps(tmp_path / "out")[0] == (2, 4, 6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--min-user", "2"), "--min-user must be at least 3"),
+        (("--min-item", "0"), "expected a whole number, at least 1, not '0'"),
+        (("--image-size", "96"), "expected WIDTHxHEIGHT in pixels, such as 96x144, not '96'"),
+        (
+            ("--keep-without-image", "--min-rating", "4"),
+            "a rating of 4 is asked for, and the raw files have no ratings",
+        ),
+        (("--images", "nowhere"), "nowhere: no such folder of images"),
+        ((), "raw: holds no image of any item; --images names their folder, and --keep-without-image keeps"),
+    ],
+)
+def test_options_that_cannot_be_met_are_named(tmp_path, convert, options, message):
+    raw = write(tmp_path / "raw", RAW)
+    status, _, error = convert("microlens", raw, tmp_path / "out", *options)
+    assert status == 2 and message in error
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+# --- where it goes
+
+
+def test_an_output_that_holds_something_is_replaced_only_if_asked_and_only_if_it_is_a_dataset(tmp_path, convert):
+    raw, out = write(tmp_path / "raw", RAW), tmp_path / "out"
+    out.mkdir()  # an empty folder is as good as none
+    call = lambda out, *options: convert("microlens", raw, out, "--keep-without-image", *options)  # noqa: E731
+    assert call(out)[0] == 0
+    before = (out / "prepared.json").read_bytes()
+    status, _, error = call(out, "--title-words", "1")
+    assert status == 2 and "out: exists and is not empty; --overwrite replaces it" in error
+    assert (out / "prepared.json").read_bytes() == before
+    assert call(out, "--title-words", "1", "--overwrite")[0] == 0
+    assert titles(out)["20"] == "With,…"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
+    (tmp_path / "home" / "thesis").mkdir(parents=True)
+    for place, message in (("home", "is no dataset"), ("raw", "would replace the input"), (".", "would replace")):
+        status, _, error = call(tmp_path / place, "--overwrite")
+        assert status == 2 and message in error
+
+
+@pytest.mark.parametrize("fails", ["prepare._write_texts", "prepare.files.to_disk", "rename"])
+def test_a_failure_leaves_the_old_dataset_and_nothing_half_written(tmp_path, convert, monkeypatch, fails):
+    raw, out = write(tmp_path / "raw", RAW), tmp_path / "out"
+    assert convert("microlens", raw, out, "--keep-without-image")[0] == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    rename = Path.rename
+
+    def full(path, *_, **__):
+        if fails == "rename" and not path.name.startswith(".out."):
+            return rename(path, *_)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(
+        Path if fails == "rename" else f"hanorec.data.{fails}", *(("rename",) if fails == "rename" else ()), full
+    )
+    status, _, error = convert("microlens", raw, out, "--keep-without-image", "--overwrite", "--title-words", "1")
+    assert status == 3 and "No space left on device" in error
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
