@@ -19,7 +19,7 @@ from pathlib import Path
 from convert import convert
 
 from hanorec.data.log import read_log
-from hanorec.data.prepare import ItemText, Raw
+from hanorec.data.prepare import ItemText, Raw, item_texts
 from hanorec.data.raw import (
     BadLines,
     csv_rows,
@@ -40,10 +40,8 @@ def read(options: argparse.Namespace, bad: BadLines) -> Raw:
     pairs = find_file(options.raw, expected, is_pairs, "*_pairs.csv", "*_pairs.tsv")
     titles = find_file(options.raw, "item,title", is_titles, "*_titles.csv", "*_title_en.csv")
     log = read_log(pairs, (sequence_rows if first_row(pairs)[0] == "tsv" else pair_rows)(pairs, bad), bad)
-    known, texts = set(log.items), {}
-    for item, title in title_rows(titles, bad):
-        if item in known:
-            texts.setdefault(item, ItemText(title))
+    known = set(log.items)
+    texts = item_texts(title_rows(titles, bad), known)
     return Raw(log, texts, find_images(options.raw, options.images, known, "*_covers"), (pairs, titles))
 
 
@@ -67,7 +65,7 @@ def pair_rows(path: Path, bad: BadLines) -> Iterator[tuple[int, str, str, str, N
             yield line, cells[0], cells[1], cells[2], None
 
 
-def title_rows(path: Path, bad: BadLines) -> Iterator[tuple[str, str]]:
+def title_rows(path: Path, bad: BadLines) -> Iterator[tuple[str, ItemText]]:
     """Item and title of every row, a header's too. What is CSV is read as CSV, and else lines are split at their first
     comma."""
     try:
@@ -75,12 +73,12 @@ def title_rows(path: Path, bad: BadLines) -> Iterator[tuple[str, str]]:
     except DataError:
         rows = [[]]
     if all(len(cells) == 2 for cells in rows):
-        yield from ((item.strip(), title) for item, title in rows)
+        yield from ((item, ItemText(title)) for item, title in rows)
         return
     for line, text in text_lines(path, bad):
         item, comma, title = text.partition(",")
         if comma:
-            yield item.strip(), unquoted(title.strip())
+            yield item, ItemText(unquoted(title.strip()))
         elif text.strip():
             bad(path, line, f"expected item,title, found {shortened(text)}")
 

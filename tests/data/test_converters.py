@@ -366,3 +366,22 @@ def test_a_failure_leaves_the_old_dataset_and_nothing_half_written(tmp_path, con
     assert status == 3 and "No space left on device" in error
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
+
+
+# --- PixelRec
+
+PIXEL = "item_id,user_id,timestamp\nv3,u1,1635750000\nv1,u1,1635748452\nv2,u1,1635749000\nv1,u2,1\n"
+PIXEL_ITEMS = (
+    "item_id,view_number,comment_number,thumbup_number,title,tag,description\n"
+    'v1,5,1,0,"One, two",music,"About\nit"\nv2,5,1,0,Two,music,\nv3,5,1,0,Three,music,&lt;3\nv4,,,,Four,,\n'
+)
+
+
+def test_pixelrec_as_published(tmp_path, convert):
+    raw = write(tmp_path / "raw", {"interaction/Pixel200K.csv": PIXEL, "item_info/Pixel200K.csv": PIXEL_ITEMS})
+    covers(raw / "cover", "v1.jpg", "v2.jpg", "v3.jpg")
+    assert convert("pixelrec", raw, tmp_path / "out")[0] == 0
+    assert read(tmp_path / "out") == {"u1": "v1 v2 v3"}
+    assert titles(tmp_path / "out") == {"v1": "One, two", "v2": "Two", "v3": "Three"}
+    assert (tmp_path / "out" / "descriptions.csv").read_text() == "item,description\nv1,About it\nv3,<3\n"
+    assert steps(tmp_path / "out")[0] == (2, 3, 4)

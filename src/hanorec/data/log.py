@@ -153,6 +153,15 @@ def _time(value: object) -> float:
     return moment(value) if isinstance(value, str) and "-" in value[1:] else _number(value, "a time or a date")
 
 
+def is_time(value: str) -> bool:
+    """Whether a cell is a time as `read_log` reads it."""
+    try:
+        _time(value)
+    except ValueError:
+        return False
+    return True
+
+
 @lru_cache(maxsize=100_000)  # days repeat
 def moment(text: str) -> float:
     """The seconds since 1970 of a date, or of a date and a time, in UTC where it names no other zone. Errors:

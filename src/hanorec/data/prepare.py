@@ -49,6 +49,16 @@ class Raw:
     files: tuple[Path, ...]
 
 
+def item_texts(rows: Iterable[tuple[str, ItemText]], known: Collection[str]) -> dict[str, ItemText]:
+    """What is said of the `known` items. Of several rows of an item, the first with a title counts."""
+    texts: dict[str, ItemText] = {}
+    for item, text in rows:
+        item = item.strip()
+        if item in known and (item not in texts or is_blank(texts[item].title)):
+            texts[item] = text
+    return texts
+
+
 @dataclass(frozen=True)
 class Settings:
     """How a dataset is cleaned and split.

@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from hanorec.data.untrusted import IMAGE_SUFFIXES, listing, why_not_opened
@@ -182,6 +182,11 @@ def find_file(folder: Path, expected: str, fits: Fits, *names: str) -> Path:
     raise DataError(f"{folder}: expected {expected}; {'; '.join(found[:5]) or listing(folder)}")
 
 
+def has_columns(*names: str) -> Fits:
+    """Whether a file is a CSV with a header that has these columns."""
+    return lambda kind, cells: kind == "csv" and set(names) <= set(cells)
+
+
 def first_row(path: Path) -> tuple[str, list[str]]:
     """A file's kind ("json", "tsv" or "csv") and the cells of its first row, of JSON the keys."""
     nothing_bad = BadLines(skip=True)
@@ -196,7 +201,7 @@ def first_row(path: Path) -> tuple[str, list[str]]:
         return "csv", [line]
 
 
-def item_column(path: Path, rows: Iterator[tuple[int, list[str]]], known: Collection[str], sample: int = 1000) -> int:
+def item_column(path: Path, rows: Iterable[tuple[int, list[str]]], known: Collection[str], sample: int = 1000) -> int:
     """Which of a row's first two cells is the item's: the one that is more often among the `known` items.
 
     rows: those of the file `path`. Errors: DataError where it is neither.
