@@ -385,3 +385,29 @@ def test_pixelrec_as_published(tmp_path, convert):
     assert titles(tmp_path / "out") == {"v1": "One, two", "v2": "Two", "v3": "Three"}
     assert (tmp_path / "out" / "descriptions.csv").read_text() == "item,description\nv1,About it\nv3,<3\n"
     assert steps(tmp_path / "out")[0] == (2, 3, 4)
+
+
+# --- NineRec
+
+NINE = {"QB_item.csv": 'v1,一,One\nv2,二,"Two, too"\nv3,三,\nv4,四,Four\n', "QB_url.csv": "v1,http://example.org/1\n"}
+SEQUENCES = "u1\tv3 v1 v2\nu2\tv1 v4 v2\n"
+
+
+@pytest.mark.parametrize("pairs", ["u1,v3,3\nu1,v1,4\nu2,v1,7\nu2,v4,8\nu1,v2,5\nu2,v2,9\n",
+                                   "item_id,user_id,timestamp\nv2,u1,2020-01-02 10:00:00\nv3,u1,2020-01-01\nv2,u2,2020-01-03\n"
+                                   "v1,u1,2020-01-02 09:59:59\nv4,u2,2020-01-02\nv1,u2,2020-01-01\n",
+                                   "u1,v2\nu1,v1\n"], ids=["user first", "item first, dates", "no times"])  # fmt: skip
+def test_ninerec_as_published_with_user_and_item_in_either_order(tmp_path, convert, pairs):
+    raw = write(tmp_path / "raw", NINE | {"QB_behaviour.tsv": SEQUENCES, "QB_pair.csv": pairs})
+    covers(raw / "QB_cover", "v1.jpg", "v2.jpg", "v3.jpg", "v4.jpg")
+    status, printed, error = convert("ninerec", raw, tmp_path / "out")
+    assert (status, error) == (0, "")
+    assert read(tmp_path / "out") == {"u1": "v3 v1 v2", "u2": "v1 v4 v2"}
+    assert titles(tmp_path / "out") == {"v1": "One", "v2": "Two, too", "v3": "三", "v4": "Four"}
+    assert f"from QB_{'behaviour.tsv' if len(pairs) < 20 else 'pair.csv'}, QB_item.csv" in printed
+
+
+def test_pairs_of_another_dataset_than_the_items_are_told(tmp_path, convert):
+    raw = write(tmp_path / "raw", NINE | {"QB_pair.csv": "u1,x1,3\nu1,x2,4\n"})
+    status, _, error = convert("ninerec", raw, tmp_path / "out", "--keep-without-image")
+    assert status == 2 and "QB_pair.csv: expected the ids of items in its first or second column" in error

@@ -41,7 +41,7 @@ class ItemText(NamedTuple):
 
 @dataclass
 class Raw:
-    """A dataset's raw files, read. texts, images: by item id, of items that the log knows; images are files."""
+    """A dataset's raw files, read. texts, images: by item id; images are files."""
 
     log: Log
     texts: Mapping[str, ItemText]
@@ -49,12 +49,12 @@ class Raw:
     files: tuple[Path, ...]
 
 
-def item_texts(rows: Iterable[tuple[str, ItemText]], known: Collection[str]) -> dict[str, ItemText]:
-    """What is said of the `known` items. Of several rows of an item, the first with a title counts."""
+def item_texts(rows: Iterable[tuple[str, ItemText]], known: Collection[str] | None = None) -> dict[str, ItemText]:
+    """What is said of the `known` items (None: of all). Of several rows of an item, the first with a title counts."""
     texts: dict[str, ItemText] = {}
     for item, text in rows:
         item = item.strip()
-        if item in known and (item not in texts or is_blank(texts[item].title)):
+        if (known is None or item in known) and (item not in texts or is_blank(texts[item].title)):
             texts[item] = text
     return texts
 
@@ -102,9 +102,10 @@ def prepare(raw: Raw, out: Path, settings: Settings, *, bad_lines: int = 0) -> P
     that cannot be made; then, and after every other failure, `out` is as it was.
     """
     log = raw.log
-    plain = {item: without_html(text.title) for item, text in raw.texts.items()}
+    said = {item: raw.texts[item] for item in log.items if item in raw.texts}
+    plain = {item: without_html(text.title) for item, text in said.items()}
     titles = {item: cut(title, settings.title_words) for item, title in plain.items() if not is_blank(title)}
-    urls = {item: text.url for item, text in raw.texts.items() if item not in raw.images and _is_url(text.url)}
+    urls = {item: text.url for item, text in said.items() if item not in raw.images and _is_url(text.url)}
     clean(log, settings, titles, raw.images.keys() | urls.keys())
     with in_place_of(out) as folder:
         broken = _write_images(raw.images, _items(log), folder / "images", settings.image_size)
@@ -116,7 +117,7 @@ def prepare(raw: Raw, out: Path, settings: Settings, *, bad_lines: int = 0) -> P
             if path.stem not in items:
                 path.unlink()
         rows = split_rows(log, settings.split, settings.cut, settings.target)
-        texts = {item: cut(without_html(raw.texts[item].description), settings.title_words) for item in items}
+        texts = {item: cut(without_html(said[item].description), settings.title_words) for item in items}
         urls = {item: urls[item] for item in items if item in urls}
         _write_rows(folder, rows)
         _write_texts(folder / "titles.csv", "title", {item: titles[item] for item in items})
@@ -126,7 +127,7 @@ def prepare(raw: Raw, out: Path, settings: Settings, *, bad_lines: int = 0) -> P
             "bad lines left out": bad_lines,
             "times before 1970": int((log.time < 0).sum()),
             "titles with HTML or control characters": sum(
-                plain[item] != " ".join(raw.texts[item].title.split()) for item in items
+                plain[item] != " ".join(said[item].title.split()) for item in items
             ),
             f"titles cut after {settings.title_words} words": sum(titles[item] != plain[item] for item in items),
             "titles that an earlier item has": len(items) - len({titles[item] for item in items}),
