@@ -411,3 +411,23 @@ def test_pairs_of_another_dataset_than_the_items_are_told(tmp_path, convert):
     raw = write(tmp_path / "raw", NINE | {"QB_pair.csv": "u1,x1,3\nu1,x2,4\n"})
     status, _, error = convert("ninerec", raw, tmp_path / "out", "--keep-without-image")
     assert status == 2 and "QB_pair.csv: expected the ids of items in its first or second column" in error
+
+
+# --- H&M
+
+
+@pytest.mark.parametrize("zero", ["0", ""], ids=["published", "without leading zeros"])
+def test_hm_as_published_and_ids_without_their_leading_zero(tmp_path, convert, zero):
+    """The purchases of one day stay in the file's order, and a second piece of an article is no second choice."""
+    rows = [("2018-09-21", 3), ("2018-09-20", 2), ("2018-09-20", 1), ("2018-09-20", 2), ("2018-09-20", 4)]
+    bought = "".join(f"{day},c1,{zero}49848000{item},0.05,2\n" for day, item in rows)
+    about = "".join(f'{zero}49848000{item},Top {item},"Soft, &amp; warm"\n' for item in (1, 2, 3, 4))
+    raw = write(tmp_path / "raw", {"transactions_train.csv": f"t_dat,customer_id,article_id,price,sales_channel_id\n{bought}",
+                                   "articles.csv": f"article_id,prod_name,detail_desc\n{about}",
+                                   "customers.csv": "customer_id,age\nc1,30\n"})  # fmt: skip
+    covers(raw / "images", *(f"049/049848000{item}.jpg" for item in (1, 2, 3)))
+    assert convert("hm", raw, tmp_path / "out")[0] == 0
+    assert read(tmp_path / "out") == {"c1": "0498480002 0498480001 0498480003"}
+    assert images(tmp_path / "out") == {"0498480001.jpg": 1, "0498480002.jpg": 2, "0498480003.jpg": 3}
+    assert '0498480001,"Soft, & warm"\n' in (tmp_path / "out" / "descriptions.csv").read_text()
+    assert steps(tmp_path / "out")[:2] == [(1, 4, 5), (1, 4, 4)]
