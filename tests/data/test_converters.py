@@ -431,3 +431,105 @@ def test_hm_as_published_and_ids_without_their_leading_zero(tmp_path, convert, z
     assert images(tmp_path / "out") == {"0498480001.jpg": 1, "0498480002.jpg": 2, "0498480003.jpg": 3}
     assert '0498480001,"Soft, & warm"\n' in (tmp_path / "out" / "descriptions.csv").read_text()
     assert steps(tmp_path / "out")[:2] == [(1, 4, 5), (1, 4, 4)]
+
+
+# --- Amazon Reviews
+
+
+def lines(*rows: dict, form=json.dumps) -> str:
+    return "".join(f"{form(row)}\n" for row in rows)
+
+
+def reviews_2023(*chosen: tuple) -> list[dict]:
+    names = ("user_id", "parent_asin", "rating", "timestamp")
+    return [dict(zip(names, row)) | {"asin": f"{row[1]}x", "text": "Fine\u2028"} for row in chosen]
+
+
+CHOSEN = [("AB", "B3", 5.0, 1588687728923), ("AB", "B1", 0.0, 1588687728921), ("AB", "B2", 4.0, 1588687728922),
+          ("AB", "B2", 4.0, 1588687728922), ("AB", "B4", 3.0, -15), ("AB", "B9", 5.0, 1588687728924)]  # fmt: skip
+SIZES = {"thumb": "https://m.x/t.jpg", "large": "https://m.x/l.jpg", "hi_res": "https://m.x/h.jpg"}
+META_2023 = [
+    {"parent_asin": "B1", "title": "Soap &amp; <b>Water</b>", "images": [SIZES | {"variant": "PT01", "large": "https://m.x/2.jpg"},
+                                                                       SIZES | {"variant": "MAIN", "hi_res": None}]},
+    {"parent_asin": "B2", "title": "Two", "images": {name: [url] for name, url in SIZES.items()} | {"variant": ["MAIN"]}},
+    {"parent_asin": "B3", "title": "Three", "images": []},
+    {"parent_asin": "B4", "title": "Four", "images": [SIZES | {"variant": "MAIN"}]},
+    {"parent_asin": "B7", "title": "Unsold", "images": []},
+]  # fmt: skip
+
+
+def urls(out: Path) -> dict[str, str]:
+    header, *rows = (out / "image_urls.csv").read_text().splitlines()
+    assert header == "item,url"
+    return dict(row.split(",") for row in rows)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "jsonl.gz", "csv"])
+def test_amazon_2023_as_published(tmp_path, convert, form):
+    """B9 is in no metadata, B3 has no image; the negative time comes first and is counted."""
+    text = lines(*reviews_2023(*CHOSEN))
+    if form == "csv":
+        text = "user_id,parent_asin,rating,timestamp\n" + "".join(",".join(map(str, row)) + "\n" for row in CHOSEN)
+    content = gzip.compress(text.encode()) if form.endswith("gz") else text
+    raw = write(tmp_path / "raw", {f"All_Beauty.{form}": content, "meta_All_Beauty.jsonl": lines(*META_2023)})
+    status, printed, error = convert("amazon", raw, tmp_path / "out")
+    assert (status, error) == (0, "")
+    assert read(tmp_path / "out") == {"AB": "B4 B1 B2"}
+    assert titles(tmp_path / "out") == {"B1": "Soap & Water", "B2": "Two", "B4": "Four"}
+    assert urls(tmp_path / "out") == {"B1": "https://m.x/l.jpg", "B2": "https://m.x/h.jpg", "B4": "https://m.x/h.jpg"}
+    assert steps(tmp_path / "out") == [(1, 5, 6), (1, 5, 5), (1, 5, 5), (1, 4, 4), (1, 3, 3), (1, 3, 3)]
+    assert "1 times before 1970" in printed and "3 images to be fetched" in printed
+    assert convert("amazon", raw, tmp_path / "kept", "--keep-without-image", "--min-rating", "3")[0] == 0
+    assert read(tmp_path / "kept") == {"AB": "B4 B2 B3"}
+
+
+OLD = [("A1", "007", 5, 30), ("A1", "008", 4, 10), ("A1", "009", 1, 20), ("A2", "008", 5, 1), ("A1", "010", 5, 40)]
+META_OLD = [
+    {"asin": "007", "title": 'Bond\'s "best"', "imUrl": "http://e.x/7.jpg"},
+    {"asin": "008", "title": "Eight", "imageURL": ["http://e.x/small.jpg"], "imageURLHighRes": ["http://e.x/8.jpg"]},
+    {"asin": "009", "title": "Nine", "image": ["http://e.x/9.jpg", "http://e.x/other.jpg"]},
+    {"asin": "010", "title": "var aPageStart = (new Date()).getTime();", "imUrl": "http://e.x/10.jpg"},
+    {"asin": "011"},
+]
+
+
+@pytest.mark.parametrize("written", [json.dumps, repr], ids=["JSON", "Python literals"])
+@pytest.mark.parametrize("form", ["reviews", "user first", "item first"])
+def test_amazon_2018_and_2014_as_published(tmp_path, convert, form, written):
+    if form == "reviews":
+        names = ("reviewerID", "asin", "overall", "unixReviewTime")
+        content = lines(*(dict(zip(names, row)) | {"reviewText": "Ok", "image": ["x"]} for row in OLD))
+    else:
+        order = (0, 1, 2, 3) if form == "user first" else (1, 0, 2, 3)
+        content = "".join(",".join(str(row[place]) for place in order) + ".0\n" for row in OLD)
+    raw = write(
+        tmp_path / "raw",
+        {"Books.data": content, "meta_Books.json.gz": gzip.compress(lines(*META_OLD, form=written).encode())},
+    )
+    assert convert("amazon", raw, tmp_path / "out")[0] == 0
+    assert read(tmp_path / "out") == {"A1": "008 009 007"}
+    assert titles(tmp_path / "out")["007"] == 'Bond\'s "best"'
+    assert urls(tmp_path / "out") == {item: f"http://e.x/{int(item)}.jpg" for item in ("007", "008", "009")}
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"a.jsonl": lines(*reviews_2023(*CHOSEN)) + "{'user_id': __import__('os')}\n"}, "a.jsonl:7: expected a JSON object a line, found"),
+        ({"a.jsonl": lines(*reviews_2023(*CHOSEN)) + '{"user_id": "A", "rating": 1}\n'},
+         "a.jsonl:7: expected user_id, parent_asin, timestamp, rating, found 'user_id, rating'"),
+        ({"a.jsonl": lines(*reviews_2023(*CHOSEN, (["x"], "B1", 1, 1)))}, "a.jsonl:7: expected ids, found"),
+        ({"a.jsonl": lines(*reviews_2023(*CHOSEN, ("\ud800", "B1", 1, 1)))}, r"a.jsonl:7: half a character in '\ud800'"),
+        ({"a.jsonl": lines(*reviews_2023(*CHOSEN)) + "[" * 99_999 + "\n"}, "a.jsonl:7: expected a JSON object"),
+        ({"a.jsonl": gzip.compress(lines(*reviews_2023(*CHOSEN)).encode())[:-12]}, "a.jsonl: the gzip file is cut short"),
+        ({"b.csv": PIXEL}, "expected reviews (user_id,parent_asin,timestamp,rating or reviewerID,asin,unixReviewTime,overall), "
+         "or a CSV of ratings; b.csv has 'item_id, user_id, timestamp'; meta.jsonl has 'parent_asin, title, images'"),
+        ({"b.csv": "A1,007,5.0,30.0\n"}, "expected metadata (asin,title,...)"),
+    ],
+    ids=["literals are not run", "keys", "a list", "half a character", "deep", "cut", "another dataset", "another release"],
+)  # fmt: skip
+def test_bad_reviews_are_named_in_one_line(tmp_path, convert, files, message):
+    raw = write(tmp_path / "raw", {"meta.jsonl": lines(*META_2023)} | files)
+    status, printed, error = convert("amazon", raw, tmp_path / "out")
+    assert (status, printed, error.count("\n")) == (2, "", 1) and message in error
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]

@@ -122,6 +122,16 @@ def json_rows(path: Path, bad: BadLines) -> Iterator[tuple[int, dict]]:
             yield number, row
 
 
+def named_values(path: Path, bad: BadLines, names: Sequence[str]) -> Iterator[tuple[int, list]]:
+    """(line, values) of what JSON lines have under these names; a line that lacks one, or has null, is bad."""
+    for line, row in json_rows(path, bad):
+        values = [row.get(name) for name in names]
+        if None in values:
+            bad(path, line, f"expected {', '.join(names)}, found {shortened(', '.join(map(str, row)))}")
+        else:
+            yield line, values
+
+
 def sequence_rows(path: Path, bad: BadLines) -> Iterator[tuple[int, str, str, None, None]]:
     """Line, user and item, for `log.read_log`, of a file with lines user<TAB>item item item ..., oldest first."""
     for line, cells in csv_rows(path, bad, "\t"):
