@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import importlib
 import json
+from datetime import date, datetime
 from pathlib import Path
 
 import pytest
@@ -533,3 +534,98 @@ def test_bad_reviews_are_named_in_one_line(tmp_path, convert, files, message):
     status, printed, error = convert("amazon", raw, tmp_path / "out")
     assert (status, printed, error.count("\n")) == (2, "", 1) and message in error
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+# --- any table
+
+SHOP = {
+    "orders.csv": "when;who;what;points\n2020-01-03 08:00:00;ann;p3;5\n2020-01-01 00:00:00;ann;p1;4\n2020-01-02;ann;p2;3\n",
+    "products.jsonl": lines(
+        {"sku": "p1", "label": "One", "pictures": ["https://e.x/1.jpg", "https://e.x/b.jpg"]},
+        {"sku": "p2", "label": "Two"},
+        {"sku": "p3", "label": "Three", "pictures": None, "about": "Third"},
+    ),
+}
+
+
+def test_a_table_whose_columns_are_named(tmp_path, convert):
+    raw = covers(write(tmp_path / "raw", SHOP) / "images", "a/p2.jpeg", "b/c/p3.WEBP").parent
+    names = (
+        "--user",
+        "who",
+        "--item",
+        "what",
+        "--time",
+        "when",
+        "--rating",
+        "points",
+        "--item-id",
+        "sku",
+        "--title",
+        "label",
+    )
+    names += ("--image-url", "pictures", "--description", "about", "--delimiter", ";")
+    files = ("--interactions", "orders.csv", "--items", "products.jsonl")
+    assert convert("table", raw, tmp_path / "out", *files, *names)[2] == ""
+    assert read(tmp_path / "out") == {"ann": "p1 p2 p3"}
+    assert images(tmp_path / "out") == {"p2.jpeg": 1, "p3.webp": 2} and urls(tmp_path / "out") == {
+        "p1": "https://e.x/1.jpg"
+    }
+    assert (tmp_path / "out" / "descriptions.csv").read_text() == "item,description\np3,Third\n"
+
+
+ATOMIC = {"m.inter": 'user_id:token\titem_id:token\trating:float\ttimestamp:float\nu\t2\t4\t9.5\nu\t1\t5\t8\nu\t3\t1\t10\n',
+          "m.item": 'item_id:token\tmovie_title:token_seq\trelease:float\n1\tSay "hi", you\t1\n2\t"Two"\t1\n3\tThree\t2\n'}  # fmt: skip
+BY_POSITION = ("--user", "2", "--item", "1", "--time", "3", "--item-id", "2", "--title", "1")
+
+
+@pytest.mark.parametrize(
+    ("files", "options"),
+    [
+        (ATOMIC, ()),
+        ({"interactions.csv": "item,user,when\n2,u,9\n1,u,8\n3,u,10\n", "items.csv": 't,i\n"Say ""hi"", you",1\nTwo,2\nThree,3\n'},
+         BY_POSITION),
+        ({"interactions.csv": "2,u,2020-01-02\n1,u,2020-01-01\n3,u,2020-01-03\n", "items.tsv": 'Say "hi", you\t1\nTwo\t2\nThree\t3\n'},
+         BY_POSITION),
+        ({"interactions.jsonl.gz": gzip.compress(lines({"User": "u", "Item": 2, "time": 9}, {"User": "u", "Item": 1, "time": 8},
+                                                 {"User": "u", "Item": 3, "time": 10}).encode()),
+          "items.csv": 'id,name\n1,"Say ""hi"", you"\n2,Two\n3,Three\n'}, ()),
+    ],
+    ids=["RecBole", "positions and header", "positions", "JSON"],
+)  # fmt: skip
+def test_tables_in_other_forms(tmp_path, convert, files, options):
+    raw = write(tmp_path / "raw", files)
+    assert convert("table", raw, tmp_path / "out", "--keep-without-image", *options)[2] == ""
+    assert read(tmp_path / "out") == {"u": "1 2 3"}
+    assert titles(tmp_path / "out") == {"1": 'Say "hi", you', "2": "Two", "3": "Three"}
+
+
+@pytest.mark.parametrize("day", [date, datetime, lambda *day: int(datetime(*day).timestamp())])
+def test_parquet_is_read_where_pyarrow_is_installed(tmp_path, convert, day):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+
+    raw = write(tmp_path / "raw", {"items.csv": "id,name\n1,A\n2,B\n3,C\n"})
+    times = [day(2020, 1, number) for number in (2, 1, 3)]
+    write_table(pyarrow.table({"user": ["u"] * 3, "item": [2, 1, 3], "time": times}), raw / "interactions.parquet")
+    assert convert("table", raw, tmp_path / "out", "--keep-without-image")[2] == ""
+    assert read(tmp_path / "out") == {"u": "1 2 3"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "raw: which file has the interactions? --interactions names it; "),
+        (("--interactions", "none.csv"), "none.csv: cannot be read (No such file or directory)"),
+        (("--interactions", "orders.csv"), "expected a column user_id or user or userid or uid"),
+        (("--interactions", "orders.csv"), "found 'when;who;what;points'; is there another --delimiter?"),
+        (("--interactions", "orders.csv", "--delimiter", ";", "--user", "whom"), "expected a column whom, found 'when, who, what, points'; --user"),
+        (("--interactions", "orders.csv", "--delimiter", ";", "--user", "5"), "expected a column 5, found"),
+        (("--delimiter", ";;"), "expected one character, not ';;'"),
+        (("--interactions", "x.parquet"), "x.parquet: "),
+    ],
+)  # fmt: skip
+def test_tables_that_cannot_be_read_are_named(tmp_path, convert, options, message):
+    raw = write(tmp_path / "raw", SHOP | {"x.parquet": "no parquet"})
+    status, printed, error = convert("table", raw, tmp_path / "out", "--items", "products.jsonl", *options)
+    assert (status, printed) == (2, "") and message in error
