@@ -62,9 +62,9 @@ def parse(description: str, add: Callable | None, defaults: dict) -> argparse.Na
     text = "keep interactions with at least this rating (default: "
     default = "all" if usual.min_rating is None else f"{usual.min_rating:g}"
     one("--min-rating", type=float, default=usual.min_rating, metavar="X", help=f"{text}{default})")
-    for kind, default in (("user", usual.min_user), ("item", usual.min_item)):
-        text = f"keep {kind}s with at least so many interactions, again until nothing changes (default: {default})"
-        one(f"--min-{kind}", type=count, default=default, metavar="N", help=text)
+    text = "with at least so many interactions, again until nothing changes (default:"
+    one("--min-user", type=count, default=usual.min_user, metavar="N", help=f"keep users {text} {usual.min_user})")
+    one("--min-item", type=count, default=usual.min_item, metavar="N", help=f"keep items {text} {usual.min_item})")
     one("--keep-repeats", action="store_true", help="keep what a user chose again (default: each item once a user)")
     text = f"cut titles and descriptions that have more words (default: {usual.title_words})"
     one("--title-words", type=count, default=usual.title_words, metavar="N", help=text)

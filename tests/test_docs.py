@@ -67,6 +67,8 @@ def declared_options(path: Path) -> set[str]:
         ROOT / f"{name.replace('.', '/')}.py"
         for name in re.findall(r"^from (experiments\.[\w.]+) import", source, re.M)
     }
+    if "\nfrom convert import convert\n" in source:
+        shared.add(ROOT / "data" / "convert.py")
     return set(re.findall(r'"--([a-z-]+)"', source)).union(*map(declared_options, shared))
 
 

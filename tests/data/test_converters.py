@@ -4,74 +4,14 @@ line of error."""
 from __future__ import annotations
 
 import gzip
-import importlib
 import json
 from datetime import date, datetime
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from raw_files import covers, images, read, steps, titles, write
 
-from hanorec.data.catalog import read_catalog
 from hanorec.data.cleaning import cut, without_html
-from hanorec.data.interactions import read_sequences
-
-
-@pytest.fixture
-def convert(monkeypatch, capsys):
-    """Call a converter as the command line would; returns (exit status, stdout, stderr)."""
-
-    def call(name: str, *arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", [f"prepare_{name}.py", *map(str, arguments)])
-        status = 0
-        try:
-            importlib.import_module(f"prepare_{name}").main()
-        except SystemExit as end:
-            status = end.code
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return call
-
-
-def write(folder: Path, files: dict[str, str | bytes]) -> Path:
-    """A raw folder with these files. Of an image's name: an image as wide as its number of letters."""
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return folder
-
-
-def covers(folder: Path, *names: str) -> Path:
-    """An image each, `n` pixels wide for the n-th name, so that they can be told apart."""
-    for width, name in enumerate(names, 1):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (width, 9)).save(folder / name)
-    return folder
-
-
-def read(out: Path, split: str = "test") -> dict[str, str]:
-    """The rows of a split, items by user, as the package reads them."""
-    catalog = read_catalog(out)
-    rows = read_sequences(out / f"{split}.tsv", catalog)
-    return {row.user: " ".join(catalog.items[item] for item in row.items) for row in rows}
-
-
-def titles(out: Path) -> dict[str, str]:
-    catalog = read_catalog(out)
-    return dict(zip(catalog.items, catalog.titles))
-
-
-def images(out: Path) -> dict[str, int]:
-    return {path.name: Image.open(path).size[0] for path in sorted((out / "images").iterdir())}
-
-
-def steps(out: Path) -> list[tuple[int, int, int]]:
-    """Users, items and interactions after each step, from prepared.json."""
-    counted = json.loads((out / "prepared.json").read_text())["steps"]
-    return [(step["users"], step["items"], step["interactions"]) for step in counted]
-
 
 # --- MicroLens
 
@@ -81,10 +21,10 @@ TITLES = 'item,title\r\n10,Plain\r\n20,"With, a comma"\r\n30,Fish &lt;3\r\n40,Pl
 TITLES_EN = '10,Plain\n20,With, a comma, and more\n30,"Quoted, ""here"""\n40,\n60,"Half open\n'
 
 
-def test_microlens_as_published(tmp_path, convert):
+def test_microlens_as_published(tmp_path, script):
     raw = write(tmp_path / "raw", {"MicroLens-50k_pairs.tsv": PAIRS_TSV, "MicroLens-50k_titles.csv": TITLES})
     covers(raw / "MicroLens-50k_covers", "10.jpg", "20.jpg", "30.jpg", "40.jpg")
-    status, printed, errors = convert("microlens", raw, tmp_path / "out")
+    status, printed, errors = script("prepare_microlens", raw, tmp_path / "out")
     assert (status, errors) == (0, "")
     assert read(tmp_path / "out") == {"1": "10 20 30 40", "2": "30 10 20"}
     assert read(tmp_path / "out", "val") == {"1": "10 20 30", "2": "30 10"}
@@ -95,10 +35,10 @@ def test_microlens_as_published(tmp_path, convert):
     assert "1 titles that an earlier item has" in printed and "rows: 2 in train.tsv" in printed
 
 
-def test_microlens_with_times_and_titles_whose_commas_are_not_quoted(tmp_path, convert):
+def test_microlens_with_times_and_titles_whose_commas_are_not_quoted(tmp_path, script):
     raw = write(tmp_path / "raw", {"MicroLens-100k_pairs.csv": PAIRS_CSV, "MicroLens-100k_title_en.csv": TITLES_EN})
     covers(tmp_path / "else" / "deep", "10.PNG", "20.webp", "30.jpg", "40.jpg")
-    status, _, errors = convert("microlens", raw, tmp_path / "out", "--images", tmp_path / "else")
+    status, _, errors = script("prepare_microlens", raw, tmp_path / "out", "--images", tmp_path / "else")
     assert (status, errors) == (0, "")
     assert read(tmp_path / "out") == {"2": "30 10 20"}  # item 40 has no title, and user 1 then two items
     assert titles(tmp_path / "out") == {"10": "Plain", "20": "With, a comma, and more", "30": 'Quoted, "here"'}
@@ -107,17 +47,17 @@ def test_microlens_with_times_and_titles_whose_commas_are_not_quoted(tmp_path, c
 
 
 @pytest.mark.parametrize("header", ["", "userID,videoID,ts\n"])
-def test_microlens_is_known_by_its_columns_where_copies_are_named_differently(tmp_path, convert, header):
+def test_microlens_is_known_by_its_columns_where_copies_are_named_differently(tmp_path, script, header):
     pairs = header + PAIRS_CSV.partition("\n")[2]
     raw = write(tmp_path / "raw", {"a.csv": pairs, "b.csv": TITLES, "comments.csv": "1,10,nice\n", "readme.txt": "?"})
-    assert convert("microlens", raw, tmp_path / "out", "--keep-without-image")[0] == 0
+    assert script("prepare_microlens", raw, tmp_path / "out", "--keep-without-image")[0] == 0
     assert read(tmp_path / "out") == {"1": "10 20 40", "2": "30 10 20"}
 
 
 # --- cleaning
 
 
-def test_each_step_is_counted(tmp_path, convert):
+def test_each_step_is_counted(tmp_path, script):
     rows = [
         "1,10,1",
         "1,10,1",
@@ -133,7 +73,7 @@ def test_each_step_is_counted(tmp_path, convert):
     ]
     raw = write(tmp_path / "raw", {"x_pairs.csv": "\n".join(rows), "x_titles.csv": "10,A\n20,B\n30,C\n40, \n"})
     covers(raw / "x_covers", "10.jpg", "20.jpg", "30.jpg")
-    status, printed, _ = convert("microlens", raw, tmp_path / "out", "--min-item", "2")
+    status, printed, _ = script("prepare_microlens", raw, tmp_path / "out", "--min-item", "2")
     assert status == 0
     assert steps(tmp_path / "out") == [
         (3, 4, 11),
@@ -147,22 +87,22 @@ def test_each_step_is_counted(tmp_path, convert):
     assert "in the raw files" in printed and "each item once a user" in printed
 
 
-def test_the_core_is_repeated_until_nothing_changes(tmp_path, convert):
+def test_the_core_is_repeated_until_nothing_changes(tmp_path, script):
     """Items 50, 40 and 30 fall one after another, as each takes a user with it; users 1, 2 and 6 stay."""
     chosen = {1: "10 20 60", 2: "10 20 60", 3: "10 20 30", 4: "10 30 40", 5: "20 40 50", 6: "10 20 60"}
     pairs = "".join(f"{user}\t{items}\n" for user, items in chosen.items())
     raw = write(tmp_path / "raw", {"x_pairs.tsv": pairs, "x_titles.csv": "".join(f"{i}0,T{i}\n" for i in range(1, 7))})
-    assert convert("microlens", raw, tmp_path / "out", "--keep-without-image", "--min-item", "2")[0] == 0
+    assert script("prepare_microlens", raw, tmp_path / "out", "--keep-without-image", "--min-item", "2")[0] == 0
     assert list(read(tmp_path / "out")) == ["1", "2", "6"]
     assert steps(tmp_path / "out")[-1] == (3, 3, 9)
 
 
-def test_repeats_can_be_kept(tmp_path, convert):
+def test_repeats_can_be_kept(tmp_path, script):
     files = {"x_pairs.tsv": "1\t10 20 10 10\n", "x_titles.csv": "10,A\n20,B\n"}
     raw = write(tmp_path / "raw", files)
-    assert convert("microlens", raw, tmp_path / "out", "--keep-without-image", "--keep-repeats")[0] == 0
+    assert script("prepare_microlens", raw, tmp_path / "out", "--keep-without-image", "--keep-repeats")[0] == 0
     assert read(tmp_path / "out") == {"1": "10 20 10 10"}
-    status, _, error = convert("microlens", raw, tmp_path / "other", "--keep-without-image")
+    status, _, error = script("prepare_microlens", raw, tmp_path / "other", "--keep-without-image")
     assert (status, "the step 'users with 3 or more, items with 1 or more' took the last 2" in error) == (2, True)
 
 
@@ -186,16 +126,16 @@ def test_a_title_is_a_line_without_html_and_not_endless(written, title):
     assert cut(without_html(written), 64) == title
 
 
-def test_items_without_an_image_are_dropped_or_kept_also_where_the_image_is_broken(tmp_path, convert):
+def test_items_without_an_image_are_dropped_or_kept_also_where_the_image_is_broken(tmp_path, script):
     files = {"x_pairs.tsv": "1\t10 20 30 40\n2\t10 20 30 50\n", "x_titles.csv": "10,A\n20,B\n30,C\n40,D\n50,E\n"}
     raw = write(tmp_path / "raw", files)
     covers(raw / "x_covers", "10.jpg", "20.jpg", "30.jpg", "40.jpg")
     (raw / "x_covers" / "30.jpg").write_bytes(b"no picture")
-    status, printed, errors = convert("microlens", raw, tmp_path / "out")
+    status, printed, errors = script("prepare_microlens", raw, tmp_path / "out")
     assert status == 0 and "30.jpg: not used" in errors and "1 images that cannot be read" in printed
     assert read(tmp_path / "out") == {"1": "10 20 40"}
     assert steps(tmp_path / "out")[-3:] == [(2, 4, 7), (2, 3, 5), (1, 3, 3)]
-    assert convert("microlens", raw, tmp_path / "kept", "--keep-without-image", "--image-size", "3x3")[0] == 0
+    assert script("prepare_microlens", raw, tmp_path / "kept", "--keep-without-image", "--image-size", "3x3")[0] == 0
     assert read(tmp_path / "kept") == {"1": "10 20 30 40", "2": "10 20 30 50"}
     assert images(tmp_path / "kept") == {"10.jpg": 1, "20.jpg": 1, "40.jpg": 1}  # 1, 2 and 4 pixels of 9 to 3
 
@@ -215,11 +155,11 @@ def timed(folder: Path) -> Path:
     ("target", "val", "test"),
     [("first", "10 11 12 13 14 15 16", "10 11 12 13 14 15 16 17 18"), ("last", "10 11 12 13 14 15 16 17", None)],
 )
-def test_after_a_cut_in_time_nothing_is_trained_on(tmp_path, convert, target, val, test):
+def test_after_a_cut_in_time_nothing_is_trained_on(tmp_path, script, target, val, test):
     """Cuts are days 6 and 8: targets are items of day 6 or 7, and of day 8 or 9."""
     options = ("--keep-without-image", "--split", "time", "--min-user", "1", "--target", target)
     raw, out = timed(tmp_path / "raw"), tmp_path / "out"
-    assert convert("microlens", raw, out, *options, "--cut", "2020-01-07", "2020-01-09")[0] == 0
+    assert script("prepare_microlens", raw, out, *options, "--cut", "2020-01-07", "2020-01-09")[0] == 0
     train = read(out, "train")
     assert train == {**{str(u): " ".join(f"{u}{day}" for day in range(6)) for u in (1, 2, 3)}, "4": "40 41 42 43 44"}
     assert max(int(item[1:]) for row in train.values() for item in row.split()) < 6
@@ -228,11 +168,11 @@ def test_after_a_cut_in_time_nothing_is_trained_on(tmp_path, convert, target, va
     assert list(read(out)) == ["1", "2", "3"]  # user 5 has nothing before the only item
 
 
-def test_shares_cut_where_so_many_interactions_came_before(tmp_path, convert):
+def test_shares_cut_where_so_many_interactions_came_before(tmp_path, script):
     """36 interactions: 0.5 of them is the 19th, of day 4, and 0.75 the 28th, of day 7."""
     raw, out = timed(tmp_path / "raw"), tmp_path / "out"
     options = ("--keep-without-image", "--split", "time", "--cut", "0.5", "0.75")
-    assert convert("microlens", raw, out, *options)[0] == 0
+    assert script("prepare_microlens", raw, out, *options)[0] == 0
     assert read(out, "train")["1"] == "10 11 12 13"
     assert read(out, "val")["1"] == "10 11 12 13 14"
     assert read(out, "test")["1"] == "10 11 12 13 14 15 16 17"
@@ -249,16 +189,16 @@ def test_shares_cut_where_so_many_interactions_came_before(tmp_path, convert):
         (("1960-01-01", "1961-01-01"), "no row for train.tsv"),
     ],
 )
-def test_cuts_that_are_none_are_named(tmp_path, convert, cut, message):
+def test_cuts_that_are_none_are_named(tmp_path, script, cut, message):
     options = ("--keep-without-image", "--split", "time", "--cut", *cut)
-    status, _, error = convert("microlens", timed(tmp_path / "raw"), tmp_path / "out", *options)
+    status, _, error = script("prepare_microlens", timed(tmp_path / "raw"), tmp_path / "out", *options)
     assert (status, error.count("\n")) == (2, 1) and message in error
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
 
-def test_a_split_by_time_needs_times(tmp_path, convert):
+def test_a_split_by_time_needs_times(tmp_path, script):
     raw = write(tmp_path / "raw", {"x_pairs.tsv": PAIRS_TSV, "x_titles.csv": TITLES})
-    status, _, error = convert("microlens", raw, tmp_path / "out", "--keep-without-image", "--split", "time")
+    status, _, error = script("prepare_microlens", raw, tmp_path / "out", "--keep-without-image", "--split", "time")
     assert (status, error) == (2, "error: a split by time needs times, and the raw files have none\n")
 
 
@@ -289,18 +229,18 @@ RAW = {"x_pairs.csv": PAIRS_CSV, "x_titles.csv": TITLES}
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else value[:30],
 )  # fmt: skip
-def test_bad_raw_files_are_named_in_one_line(tmp_path, convert, files, message):
+def test_bad_raw_files_are_named_in_one_line(tmp_path, script, files, message):
     raw = write(tmp_path / "raw", RAW | files)
-    status, printed, error = convert("microlens", raw, tmp_path / "out", "--keep-without-image")
+    status, printed, error = script("prepare_microlens", raw, tmp_path / "out", "--keep-without-image")
     assert (status, printed, error.count("\n")) == (2, "", 1)
     assert error.startswith(f"error: {raw}") and message in error
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
 
-def test_bad_lines_can_be_left_out_and_are_counted(tmp_path, convert):
+def test_bad_lines_can_be_left_out_and_are_counted(tmp_path, script):
     bad = PAIRS_CSV.encode() + b"1,7\n1,10,noon\n\xff,10,7\n\n"
     raw = write(tmp_path / "raw", RAW | {"x_pairs.csv": gzip.compress(bad), "x_titles.csv": TITLES + "7\n"})
-    status, printed, _ = convert("microlens", raw, tmp_path / "out", "--keep-without-image", "--skip-bad-lines")
+    status, printed, _ = script("prepare_microlens", raw, tmp_path / "out", "--keep-without-image", "--skip-bad-lines")
     assert status == 0 and "4 bad lines left out\n" in printed
     assert "the first bad line: " in printed and "x_pairs.csv:8: expected user,item,timestamp, found '1,7'" in printed
     assert steps(tmp_path / "out")[0] == (2, 4, 6)
@@ -320,9 +260,9 @@ def test_bad_lines_can_be_left_out_and_are_counted(tmp_path, convert):
         ((), "raw: holds no image of any item; --images names their folder, and --keep-without-image keeps"),
     ],
 )
-def test_options_that_cannot_be_met_are_named(tmp_path, convert, options, message):
+def test_options_that_cannot_be_met_are_named(tmp_path, script, options, message):
     raw = write(tmp_path / "raw", RAW)
-    status, _, error = convert("microlens", raw, tmp_path / "out", *options)
+    status, _, error = script("prepare_microlens", raw, tmp_path / "out", *options)
     assert status == 2 and message in error
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
@@ -330,10 +270,10 @@ def test_options_that_cannot_be_met_are_named(tmp_path, convert, options, messag
 # --- where it goes
 
 
-def test_an_output_that_holds_something_is_replaced_only_if_asked_and_only_if_it_is_a_dataset(tmp_path, convert):
+def test_an_output_that_holds_something_is_replaced_only_if_asked_and_only_if_it_is_a_dataset(tmp_path, script):
     raw, out = write(tmp_path / "raw", RAW), tmp_path / "out"
     out.mkdir()  # an empty folder is as good as none
-    call = lambda out, *options: convert("microlens", raw, out, "--keep-without-image", *options)  # noqa: E731
+    call = lambda out, *options: script("prepare_microlens", raw, out, "--keep-without-image", *options)  # noqa: E731
     assert call(out)[0] == 0
     before = (out / "prepared.json").read_bytes()
     status, _, error = call(out, "--title-words", "1")
@@ -349,9 +289,9 @@ def test_an_output_that_holds_something_is_replaced_only_if_asked_and_only_if_it
 
 
 @pytest.mark.parametrize("fails", ["prepare._write_texts", "prepare.files.to_disk", "rename"])
-def test_a_failure_leaves_the_old_dataset_and_nothing_half_written(tmp_path, convert, monkeypatch, fails):
+def test_a_failure_leaves_the_old_dataset_and_nothing_half_written(tmp_path, script, monkeypatch, fails):
     raw, out = write(tmp_path / "raw", RAW), tmp_path / "out"
-    assert convert("microlens", raw, out, "--keep-without-image")[0] == 0
+    assert script("prepare_microlens", raw, out, "--keep-without-image")[0] == 0
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     rename = Path.rename
 
@@ -363,7 +303,9 @@ def test_a_failure_leaves_the_old_dataset_and_nothing_half_written(tmp_path, con
     monkeypatch.setattr(
         Path if fails == "rename" else f"hanorec.data.{fails}", *(("rename",) if fails == "rename" else ()), full
     )
-    status, _, error = convert("microlens", raw, out, "--keep-without-image", "--overwrite", "--title-words", "1")
+    status, _, error = script(
+        "prepare_microlens", raw, out, "--keep-without-image", "--overwrite", "--title-words", "1"
+    )
     assert status == 3 and "No space left on device" in error
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
@@ -378,10 +320,10 @@ PIXEL_ITEMS = (
 )
 
 
-def test_pixelrec_as_published(tmp_path, convert):
+def test_pixelrec_as_published(tmp_path, script):
     raw = write(tmp_path / "raw", {"interaction/Pixel200K.csv": PIXEL, "item_info/Pixel200K.csv": PIXEL_ITEMS})
     covers(raw / "cover", "v1.jpg", "v2.jpg", "v3.jpg")
-    assert convert("pixelrec", raw, tmp_path / "out")[0] == 0
+    assert script("prepare_pixelrec", raw, tmp_path / "out")[0] == 0
     assert read(tmp_path / "out") == {"u1": "v1 v2 v3"}
     assert titles(tmp_path / "out") == {"v1": "One, two", "v2": "Two", "v3": "Three"}
     assert (tmp_path / "out" / "descriptions.csv").read_text() == "item,description\nv1,About it\nv3,<3\n"
@@ -398,19 +340,19 @@ SEQUENCES = "u1\tv3 v1 v2\nu2\tv1 v4 v2\n"
                                    "item_id,user_id,timestamp\nv2,u1,2020-01-02 10:00:00\nv3,u1,2020-01-01\nv2,u2,2020-01-03\n"
                                    "v1,u1,2020-01-02 09:59:59\nv4,u2,2020-01-02\nv1,u2,2020-01-01\n",
                                    "u1,v2\nu1,v1\n"], ids=["user first", "item first, dates", "no times"])  # fmt: skip
-def test_ninerec_as_published_with_user_and_item_in_either_order(tmp_path, convert, pairs):
+def test_ninerec_as_published_with_user_and_item_in_either_order(tmp_path, script, pairs):
     raw = write(tmp_path / "raw", NINE | {"QB_behaviour.tsv": SEQUENCES, "QB_pair.csv": pairs})
     covers(raw / "QB_cover", "v1.jpg", "v2.jpg", "v3.jpg", "v4.jpg")
-    status, printed, error = convert("ninerec", raw, tmp_path / "out")
+    status, printed, error = script("prepare_ninerec", raw, tmp_path / "out")
     assert (status, error) == (0, "")
     assert read(tmp_path / "out") == {"u1": "v3 v1 v2", "u2": "v1 v4 v2"}
     assert titles(tmp_path / "out") == {"v1": "One", "v2": "Two, too", "v3": "三", "v4": "Four"}
     assert f"from QB_{'behaviour.tsv' if len(pairs) < 20 else 'pair.csv'}, QB_item.csv" in printed
 
 
-def test_pairs_of_another_dataset_than_the_items_are_told(tmp_path, convert):
+def test_pairs_of_another_dataset_than_the_items_are_told(tmp_path, script):
     raw = write(tmp_path / "raw", NINE | {"QB_pair.csv": "u1,x1,3\nu1,x2,4\n"})
-    status, _, error = convert("ninerec", raw, tmp_path / "out", "--keep-without-image")
+    status, _, error = script("prepare_ninerec", raw, tmp_path / "out", "--keep-without-image")
     assert status == 2 and "QB_pair.csv: expected the ids of items in its first or second column" in error
 
 
@@ -418,7 +360,7 @@ def test_pairs_of_another_dataset_than_the_items_are_told(tmp_path, convert):
 
 
 @pytest.mark.parametrize("zero", ["0", ""], ids=["published", "without leading zeros"])
-def test_hm_as_published_and_ids_without_their_leading_zero(tmp_path, convert, zero):
+def test_hm_as_published_and_ids_without_their_leading_zero(tmp_path, script, zero):
     """The purchases of one day stay in the file's order, and a second piece of an article is no second choice."""
     rows = [("2018-09-21", 3), ("2018-09-20", 2), ("2018-09-20", 1), ("2018-09-20", 2), ("2018-09-20", 4)]
     bought = "".join(f"{day},c1,{zero}49848000{item},0.05,2\n" for day, item in rows)
@@ -427,7 +369,7 @@ def test_hm_as_published_and_ids_without_their_leading_zero(tmp_path, convert, z
                                    "articles.csv": f"article_id,prod_name,detail_desc\n{about}",
                                    "customers.csv": "customer_id,age\nc1,30\n"})  # fmt: skip
     covers(raw / "images", *(f"049/049848000{item}.jpg" for item in (1, 2, 3)))
-    assert convert("hm", raw, tmp_path / "out")[0] == 0
+    assert script("prepare_hm", raw, tmp_path / "out")[0] == 0
     assert read(tmp_path / "out") == {"c1": "0498480002 0498480001 0498480003"}
     assert images(tmp_path / "out") == {"0498480001.jpg": 1, "0498480002.jpg": 2, "0498480003.jpg": 3}
     assert '0498480001,"Soft, & warm"\n' in (tmp_path / "out" / "descriptions.csv").read_text()
@@ -466,21 +408,21 @@ def urls(out: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("form", ["jsonl", "jsonl.gz", "csv"])
-def test_amazon_2023_as_published(tmp_path, convert, form):
+def test_amazon_2023_as_published(tmp_path, script, form):
     """B9 is in no metadata, B3 has no image; the negative time comes first and is counted."""
     text = lines(*reviews_2023(*CHOSEN))
     if form == "csv":
         text = "user_id,parent_asin,rating,timestamp\n" + "".join(",".join(map(str, row)) + "\n" for row in CHOSEN)
     content = gzip.compress(text.encode()) if form.endswith("gz") else text
     raw = write(tmp_path / "raw", {f"All_Beauty.{form}": content, "meta_All_Beauty.jsonl": lines(*META_2023)})
-    status, printed, error = convert("amazon", raw, tmp_path / "out")
+    status, printed, error = script("prepare_amazon", raw, tmp_path / "out")
     assert (status, error) == (0, "")
     assert read(tmp_path / "out") == {"AB": "B4 B1 B2"}
     assert titles(tmp_path / "out") == {"B1": "Soap & Water", "B2": "Two", "B4": "Four"}
     assert urls(tmp_path / "out") == {"B1": "https://m.x/l.jpg", "B2": "https://m.x/h.jpg", "B4": "https://m.x/h.jpg"}
     assert steps(tmp_path / "out") == [(1, 5, 6), (1, 5, 5), (1, 5, 5), (1, 4, 4), (1, 3, 3), (1, 3, 3)]
     assert "1 times before 1970" in printed and "3 images to be fetched" in printed
-    assert convert("amazon", raw, tmp_path / "kept", "--keep-without-image", "--min-rating", "3")[0] == 0
+    assert script("prepare_amazon", raw, tmp_path / "kept", "--keep-without-image", "--min-rating", "3")[0] == 0
     assert read(tmp_path / "kept") == {"AB": "B4 B2 B3"}
 
 
@@ -496,7 +438,7 @@ META_OLD = [
 
 @pytest.mark.parametrize("written", [json.dumps, repr], ids=["JSON", "Python literals"])
 @pytest.mark.parametrize("form", ["reviews", "user first", "item first"])
-def test_amazon_2018_and_2014_as_published(tmp_path, convert, form, written):
+def test_amazon_2018_and_2014_as_published(tmp_path, script, form, written):
     if form == "reviews":
         names = ("reviewerID", "asin", "overall", "unixReviewTime")
         content = lines(*(dict(zip(names, row)) | {"reviewText": "Ok", "image": ["x"]} for row in OLD))
@@ -507,7 +449,7 @@ def test_amazon_2018_and_2014_as_published(tmp_path, convert, form, written):
         tmp_path / "raw",
         {"Books.data": content, "meta_Books.json.gz": gzip.compress(lines(*META_OLD, form=written).encode())},
     )
-    assert convert("amazon", raw, tmp_path / "out")[0] == 0
+    assert script("prepare_amazon", raw, tmp_path / "out")[0] == 0
     assert read(tmp_path / "out") == {"A1": "008 009 007"}
     assert titles(tmp_path / "out")["007"] == 'Bond\'s "best"'
     assert urls(tmp_path / "out") == {item: f"http://e.x/{int(item)}.jpg" for item in ("007", "008", "009")}
@@ -529,9 +471,9 @@ def test_amazon_2018_and_2014_as_published(tmp_path, convert, form, written):
     ],
     ids=["literals are not run", "keys", "a list", "half a character", "deep", "cut", "another dataset", "another release"],
 )  # fmt: skip
-def test_bad_reviews_are_named_in_one_line(tmp_path, convert, files, message):
+def test_bad_reviews_are_named_in_one_line(tmp_path, script, files, message):
     raw = write(tmp_path / "raw", {"meta.jsonl": lines(*META_2023)} | files)
-    status, printed, error = convert("amazon", raw, tmp_path / "out")
+    status, printed, error = script("prepare_amazon", raw, tmp_path / "out")
     assert (status, printed, error.count("\n")) == (2, "", 1) and message in error
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
@@ -548,7 +490,7 @@ SHOP = {
 }
 
 
-def test_a_table_whose_columns_are_named(tmp_path, convert):
+def test_a_table_whose_columns_are_named(tmp_path, script):
     raw = covers(write(tmp_path / "raw", SHOP) / "images", "a/p2.jpeg", "b/c/p3.WEBP").parent
     names = (
         "--user",
@@ -566,7 +508,7 @@ def test_a_table_whose_columns_are_named(tmp_path, convert):
     )
     names += ("--image-url", "pictures", "--description", "about", "--delimiter", ";")
     files = ("--interactions", "orders.csv", "--items", "products.jsonl")
-    assert convert("table", raw, tmp_path / "out", *files, *names)[2] == ""
+    assert script("prepare_table", raw, tmp_path / "out", *files, *names)[2] == ""
     assert read(tmp_path / "out") == {"ann": "p1 p2 p3"}
     assert images(tmp_path / "out") == {"p2.jpeg": 1, "p3.webp": 2} and urls(tmp_path / "out") == {
         "p1": "https://e.x/1.jpg"
@@ -593,22 +535,22 @@ BY_POSITION = ("--user", "2", "--item", "1", "--time", "3", "--item-id", "2", "-
     ],
     ids=["RecBole", "positions and header", "positions", "JSON"],
 )  # fmt: skip
-def test_tables_in_other_forms(tmp_path, convert, files, options):
+def test_tables_in_other_forms(tmp_path, script, files, options):
     raw = write(tmp_path / "raw", files)
-    assert convert("table", raw, tmp_path / "out", "--keep-without-image", *options)[2] == ""
+    assert script("prepare_table", raw, tmp_path / "out", "--keep-without-image", *options)[2] == ""
     assert read(tmp_path / "out") == {"u": "1 2 3"}
     assert titles(tmp_path / "out") == {"1": 'Say "hi", you', "2": "Two", "3": "Three"}
 
 
 @pytest.mark.parametrize("day", [date, datetime, lambda *day: int(datetime(*day).timestamp())])
-def test_parquet_is_read_where_pyarrow_is_installed(tmp_path, convert, day):
+def test_parquet_is_read_where_pyarrow_is_installed(tmp_path, script, day):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow.parquet import write_table
 
     raw = write(tmp_path / "raw", {"items.csv": "id,name\n1,A\n2,B\n3,C\n"})
     times = [day(2020, 1, number) for number in (2, 1, 3)]
     write_table(pyarrow.table({"user": ["u"] * 3, "item": [2, 1, 3], "time": times}), raw / "interactions.parquet")
-    assert convert("table", raw, tmp_path / "out", "--keep-without-image")[2] == ""
+    assert script("prepare_table", raw, tmp_path / "out", "--keep-without-image")[2] == ""
     assert read(tmp_path / "out") == {"u": "1 2 3"}
 
 
@@ -625,7 +567,7 @@ def test_parquet_is_read_where_pyarrow_is_installed(tmp_path, convert, day):
         (("--interactions", "x.parquet"), "x.parquet: "),
     ],
 )  # fmt: skip
-def test_tables_that_cannot_be_read_are_named(tmp_path, convert, options, message):
+def test_tables_that_cannot_be_read_are_named(tmp_path, script, options, message):
     raw = write(tmp_path / "raw", SHOP | {"x.parquet": "no parquet"})
-    status, printed, error = convert("table", raw, tmp_path / "out", "--items", "products.jsonl", *options)
+    status, printed, error = script("prepare_table", raw, tmp_path / "out", "--items", "products.jsonl", *options)
     assert (status, printed) == (2, "") and message in error

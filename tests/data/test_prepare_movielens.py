@@ -1,23 +1,12 @@
-"""Both MovieLens formats, made up by hand, become a dataset that the package reads, or nothing at all."""
+"""The MovieLens formats, made up by hand, become a dataset: what was rated highly, with posters by id or by title."""
 
 from __future__ import annotations
 
-import importlib.util
-import re
-import subprocess
-import sys
 from pathlib import Path
 
+import prepare_movielens
 import pytest
-from PIL import Image
-
-from hanorec.data.catalog import read_catalog
-from hanorec.data.interactions import read_sequences
-
-SCRIPT = Path(__file__).parents[2] / "data" / "prepare_movielens.py"
-spec = importlib.util.spec_from_file_location("prepare_movielens", SCRIPT)
-prepare_movielens = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(prepare_movielens)
+from raw_files import covers, images, read, steps, titles, write
 
 MOVIES = {
     1: "Toy Story (1995)",
@@ -47,148 +36,67 @@ RATINGS = [
 ]
 
 
-def raw_folder(folder: Path, form: str, movies=None, ratings=None) -> Path:
-    movies, ratings = movies or MOVIES, ratings or RATINGS
-    folder.mkdir(exist_ok=True)
+POSTERS = [f"{movie}.png" for movie in MOVIES]
+FEW = ("--min-user", "3")
+
+
+def raw_folder(folder: Path, form: str = "100k") -> Path:
+    ratings, movies = RATINGS, MOVIES
+    if form == "csv":
+        lines = [f'{movie},"{title}",Drama|Comedy' for movie, title in movies.items()]
+        files = {"ratings.csv": ["userId,movieId,rating,timestamp", *(",".join(map(str, row)) for row in ratings)],
+                 "movies.csv": ["movieId,title,genres", *lines]}  # fmt: skip
+        return write(folder, {name: "\r\n".join(lines) for name, lines in files.items()})
     if form == "100k":
-        lines = [f"{movie}|{title}|01-Jan-1995||http://example.org|0|1\n" for movie, title in movies.items()]
-        (folder / "u.item").write_text("".join(lines), encoding="latin-1")
-        (folder / "u.data").write_text("".join("\t".join(map(str, rating)) + "\n" for rating in ratings))
+        lines = [f"{movie}|{title}|01-Jan-1995||http://example.org|0|1" for movie, title in movies.items()]
+        files = {"u.item": lines, "u.data": ["\t".join(map(str, row)) for row in ratings]}
     else:
-        lines = [f"{movie}::{title}::Drama|Comedy\n" for movie, title in movies.items()]
-        (folder / "movies.dat").write_text("".join(lines), encoding="latin-1")
-        (folder / "ratings.dat").write_text("".join("::".join(map(str, rating)) + "\n" for rating in ratings))
-    return folder
-
-
-def poster_folder(folder: Path, names) -> Path:
-    """A poster each, `n` pixels wide for the n-th name, so that they can be told apart."""
-    folder.mkdir(exist_ok=True)
-    for width, name in enumerate(names, 1):
-        Image.new("RGB", (width, 10)).save(folder / name)
-    return folder
-
-
-def run(raw: Path, posters: Path, out: Path, *options: str) -> int:
-    return prepare_movielens.main([str(raw), str(posters), str(out), *options])
+        lines = [f"{movie}::{title}::Drama|Comedy" for movie, title in movies.items()]
+        files = {"movies.dat": lines, "ratings.dat": ["::".join(map(str, row)) for row in ratings]}
+    return write(folder, {name: "\n".join([*lines, ""]).encode("latin-1") for name, lines in files.items()})
 
 
 @pytest.fixture
 def raw(tmp_path):
-    return raw_folder(tmp_path / "raw", "100k")
+    return raw_folder(tmp_path / "raw")
 
 
 @pytest.fixture
 def posters(tmp_path):
-    return poster_folder(tmp_path / "posters", [f"{movie}.png" for movie in MOVIES])
+    return covers(tmp_path / "posters", *POSTERS)
 
 
-def split(out: Path, name: str) -> str:
-    return (out / f"{name}.tsv").read_text()
-
-
-def widths(out: Path) -> dict[str, int]:
-    return {path.name: Image.open(path).size[0] for path in sorted((out / "images").iterdir())}
-
-
-def error(capsys) -> str:
-    """The one line on stderr."""
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err.startswith("error: ")
-    assert printed.err.count("\n") == 1
-    return printed.err
-
-
-# --- what comes out
-
-
-@pytest.mark.parametrize("form", ["100k", "1m"])
-def test_both_formats_become_the_layout(tmp_path, posters, form, capsys):
+@pytest.mark.parametrize("form", ["100k", "1m", "csv"])
+def test_every_format_becomes_the_layout(tmp_path, posters, form, script):
     out = tmp_path / "deep" / "out"
-    assert run(raw_folder(tmp_path / "raw", form), posters, out, "--min-items", "4") == 0
+    raw = raw_folder(tmp_path / "raw", form)
+    assert script("prepare_movielens", raw, out, "--images", posters, "--min-user", "4")[2] == ""
     # user 10: 1 at 100, then 2 before 3 as in the file, 4; movie 5 is movie 1, which stays where it was first
-    assert split(out, "test") == "2\t2 3 4 6\n10\t1 2 3 4\n"
-    assert split(out, "val") == "2\t2 3 4\n10\t1 2 3\n"
-    assert split(out, "train") == "2\t2 3\n10\t1 2\n"
-    assert (out / "titles.csv").read_text(encoding="utf-8") == (
-        "item,title\n1,Toy Story (1995)\n2,The Godfather (1972)\n3,La Cité des enfants perdus (1995)\n"
-        "4,Heat (1995)\n6,Face/Off: The Movie? (1997)\n7,Nobody Saw This (1990)\n"
-    )
-    assert widths(out) == {"1.png": 1, "2.png": 2, "3.png": 3, "4.png": 4, "6.png": 6, "7.png": 7}
+    assert list(read(out).items()) == [("2", "2 3 4 6"), ("10", "1 2 3 4")]
+    assert read(out, "val") == {"2": "2 3 4", "10": "1 2 3"}
+    assert read(out, "train") == {"2": "2 3", "10": "1 2"}
+    assert titles(out) == {
+        "1": "Toy Story (1995)", "2": "The Godfather (1972)", "3": "La Cité des enfants perdus (1995)",
+        "4": "Heat (1995)", "6": "Face/Off: The Movie? (1997)",
+    }  # fmt: skip
+    assert images(out) == {"1.png": 1, "2.png": 2, "3.png": 3, "4.png": 4, "6.png": 6}
     assert (out / "images" / "2.png").read_bytes() == (posters / "2.png").read_bytes()
-    assert sorted(path.name for path in out.parent.iterdir()) == ["out"]
-    assert capsys.readouterr().out == (
-        "2 users\n    dropped: 1 with fewer than 4 choices\n"
-        "6 movies, 6 with a poster\n    dropped: 0 without a readable poster (0 posters are broken)\n"
-        "    merged: 1 ids with the title of an earlier id\n"
-        "8 ratings\n    dropped: 2 below 4 stars, 0 of dropped movies, "
-        f"1 of a movie chosen before, 2 of dropped users\nwritten to {out}\n"
-    )
+    # 11 ratings of at least 4 stars, one of them of a movie chosen before; user 7 has two
+    assert steps(out) == [(3, 5, 13), (3, 5, 11), (3, 5, 11), (3, 5, 10), (3, 5, 10), (3, 5, 10), (2, 5, 8)]
 
 
-def test_the_package_reads_the_result(tmp_path, raw, posters):
-    out = tmp_path / "out"
-    run(raw, posters, out, "--min-items", "3")
-    catalog = read_catalog(out)
-    assert all(catalog.images)
-    for name in ("train", "val", "test"):
-        assert [sequence.user for sequence in read_sequences(out / f"{name}.tsv", catalog)] == ["2", "10"]
-
-
-def test_thresholds(tmp_path, raw, posters, capsys):
-    assert run(raw, posters, tmp_path / "a", "--min-items", "5", "--min-rating", "3") == 0
-    assert split(tmp_path / "a", "test") == "10\t6 1 2 3 4\n"
-    assert "6 of dropped users" in capsys.readouterr().out  # 4 of user 2 and 2 of user 7
-    assert run(raw, posters, tmp_path / "b", "--min-items", "5") == 2
-    assert "no user chose 5 of 6 usable movies" in error(capsys)
-    assert run(raw, posters, tmp_path / "c") == 2  # by default, six choices
-    assert "no user chose 6 of 6" in error(capsys)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "posters", "raw"]
-
-
-def test_movies_without_a_readable_poster_are_dropped_or_kept(tmp_path, raw, posters, capsys):
-    (posters / "2.png").unlink()
-    (posters / "4.png").write_bytes(b"no picture")
-    with pytest.warns(UserWarning, match=r"4\.png: not used"):
-        assert run(raw, posters, tmp_path / "kept", "--min-items", "4", "--keep-without-poster") == 0
-    assert split(tmp_path / "kept", "test") == "2\t2 3 4 6\n10\t1 2 3 4\n"
-    assert widths(tmp_path / "kept") == {"1.png": 1, "3.png": 3, "6.png": 6, "7.png": 7}
-    assert len(read_catalog(tmp_path / "kept")) == 6
-    printed = capsys.readouterr().out
-    assert "6 movies, 4 with a poster\n    dropped: 0 without a readable poster (1 posters are" in printed
-
-    raw_folder(raw, "100k", ratings=[*RATINGS, (2, 1, 5, 9)])
-    with pytest.warns(UserWarning, match=r"4\.png: not used"):
-        run(raw, posters, tmp_path / "out", "--min-items", "3", "--require-poster")
-    assert split(tmp_path / "out", "test") == "2\t3 6 1\n"
-    printed = capsys.readouterr().out
-    assert "4 movies, 4 with a poster\n    dropped: 2 without a readable poster (1 posters are broken)" in printed
-    assert "5 of dropped movies, 1 of a movie chosen before, 3 of dropped users" in printed
-
-
-def test_posters_can_be_made_smaller_but_not_larger(tmp_path, raw):
-    posters = tmp_path / "posters"
-    posters.mkdir()
-    for movie in MOVIES:
-        Image.new("RGBA", (200, 100) if movie == 1 else (8, 6)).save(posters / f"{movie}.png")
-    run(raw, posters, tmp_path / "out", "--min-items", "4", "--poster-size", "40x50")
-    sizes = {path.name: Image.open(path).size for path in (tmp_path / "out" / "images").iterdir()}
-    assert sizes == {
-        "1.jpg": (40, 20),
-        "2.jpg": (8, 6),
-        "3.jpg": (8, 6),
-        "4.jpg": (8, 6),
-        "6.jpg": (8, 6),
-        "7.jpg": (8, 6),
-    }
-    assert Image.open(tmp_path / "out" / "images" / "1.jpg").format == "JPEG"
+def test_by_default_a_choice_has_four_stars_and_a_user_six_choices(tmp_path, raw, posters, script):
+    status, _, error = script("prepare_movielens", raw, tmp_path / "out", "--images", posters)
+    assert status == 2 and "the step 'users with 6 or more, items with 1 or more' took the last 10" in error
+    options = ("--images", posters, "--min-user", "5", "--min-rating", "3")
+    assert script("prepare_movielens", raw, tmp_path / "out", *options)[0] == 0
+    assert read(tmp_path / "out") == {"10": "6 1 2 3 4"}
 
 
 # --- which poster
 
 
-def test_posters_are_found_by_title_in_either_order(tmp_path, raw):
+def test_posters_are_found_by_title_in_either_order(tmp_path, raw, script):
     names = [
         "toy story (1995).JPG",
         "Godfather, The (1972).png",
@@ -197,29 +105,24 @@ def test_posters_are_found_by_title_in_either_order(tmp_path, raw):
         "FaceOff The Movie (1997).webp",  # no slash, colon and question mark
         "notes (1995).txt.png",
     ]
-    run(raw, poster_folder(tmp_path / "posters", names), tmp_path / "out", "--min-items", "3")
-    assert widths(tmp_path / "out") == {"1.jpg": 1, "2.png": 2, "3.jpeg": 3, "6.webp": 5}
+    covers(raw / "posters", *names)  # where they are looked for
+    assert script("prepare_movielens", raw, tmp_path / "out", *FEW)[0] == 0
+    assert images(tmp_path / "out") == {"1.jpg": 1, "2.png": 2, "3.jpeg": 3, "6.webp": 5}
 
 
-def test_an_id_comes_first_unless_titles_are_asked_for(tmp_path, raw):
-    titles = ("The Godfather (1972)", "Toy Story (1995)", "Heat (1995)", "La Cité des enfants perdus (1995)")
-    posters = poster_folder(tmp_path / "posters", ["2.png", *(f"{title}.png" for title in titles)])
-    run(raw, posters, tmp_path / "id", "--min-items", "3")
-    assert widths(tmp_path / "id") == {"1.png": 3, "2.png": 1, "3.png": 5, "4.png": 4}
-    run(raw, posters, tmp_path / "title", "--min-items", "3", "--match", "title")
-    assert widths(tmp_path / "title") == {"1.png": 3, "2.png": 2, "3.png": 5, "4.png": 4}
+def test_an_id_comes_first_unless_titles_are_asked_for(tmp_path, raw, script):
+    names = ("The Godfather (1972)", "Toy Story (1995)", "Heat (1995)", "La Cité des enfants perdus (1995)")
+    posters = covers(tmp_path / "posters", "2.png", *(f"{title}.png" for title in names))
+    script("prepare_movielens", raw, tmp_path / "id", "--images", posters, *FEW)
+    assert images(tmp_path / "id") == {"1.png": 3, "2.png": 1, "3.png": 5, "4.png": 4}
+    script("prepare_movielens", raw, tmp_path / "title", "--images", posters, "--match", "title", *FEW)
+    assert images(tmp_path / "title") == {"1.png": 3, "2.png": 2, "3.png": 5, "4.png": 4}
 
 
-def test_a_poster_of_a_merged_id_serves(tmp_path, raw):
-    posters = poster_folder(tmp_path / "posters", ["5.png", "2.png", "3.png", "4.png"])
-    run(raw, posters, tmp_path / "out", "--min-items", "3")
-    assert widths(tmp_path / "out") == {"1.png": 1, "2.png": 2, "3.png": 3, "4.png": 4}
-
-
-def test_of_several_files_for_a_movie_the_first_name_wins(tmp_path, raw, posters):
-    Image.new("RGB", (77, 10)).save(posters / "2.jpg")
-    run(raw, posters, tmp_path / "out", "--min-items", "4")
-    assert widths(tmp_path / "out")["2.jpg"] == 77
+def test_a_poster_of_a_merged_id_serves_and_of_several_files_the_first_name(tmp_path, raw, script):
+    posters = covers(tmp_path / "posters", "5.png", "2.png", "2.jpg", "3.png", "4.png")
+    assert script("prepare_movielens", raw, tmp_path / "out", "--images", posters, *FEW)[0] == 0
+    assert images(tmp_path / "out") == {"1.png": 1, "2.jpg": 3, "3.png": 4, "4.png": 5}
 
 
 @pytest.mark.parametrize(
@@ -254,141 +157,17 @@ def test_titles_are_put_into_reading_order(catalogued, read):
 @pytest.mark.parametrize(
     ("name", "line", "message"),
     [
-        ("u.data", "1\t2\t5", r"u\.data:14: expected at least 4 cells .*found '1\\t2\\t5'"),
-        ("u.data", "1\tx\t5\t9", r"u\.data:14: expected a whole number, found 'x'"),
-        ("u.data", "1\t99\t5\t9", r"u\.data:14: movie 99 is not in u\.item"),
-        ("u.item", "8", r"u\.item:8: expected at least 2 cells .*found '8'"),
-        ("u.item", "x|Title", r"u\.item:8: expected a whole number, found 'x'"),
-        ("u.item", "8| |", r"u\.item:8: movie 8 has no title"),
-        ("u.item", "4|Heat again", r"u\.item:8: movie 4 appears twice"),
+        ("u.data", "1\t2\t5", r"u.data:14: expected at least 4 cells separated by '\t', found '1\t2\t5'"),
+        ("u.data", "1\t2\tx\t9", "u.data:14: expected a rating, found 'x'"),
+        ("u.item", "8", "u.item:8: expected at least 2 cells separated by '|', found '8'"),
+        ("ratings.dat", "", "expected u.data and u.item, or ratings.dat and movies.dat, or ratings.csv and movies.csv; "),
     ],
-)
-def test_bad_raw_rows_are_named(tmp_path, raw, posters, capsys, name, line, message):
+)  # fmt: skip
+def test_bad_raw_files_are_named(tmp_path, raw, posters, script, name, line, message):
     with (raw / name).open("a") as file:
         file.write(line + "\n")
-    assert run(raw, posters, tmp_path / "out") == 2
-    assert re.search(message, error(capsys))
+    if name == "ratings.dat":
+        (raw / "u.item").unlink()
+    status, printed, error = script("prepare_movielens", raw, tmp_path / "out", "--images", posters)
+    assert (status, printed, error.count("\n")) == (2, "", 1) and message in error
     assert not (tmp_path / "out").exists()
-
-
-def test_missing_inputs_are_named(tmp_path, raw, posters, capsys):
-    assert run(tmp_path / "none", posters, tmp_path / "out") == 2
-    assert "expected u.data and u.item, or ratings.dat and movies.dat; there is no folder" in error(capsys)
-    assert run(raw, tmp_path / "none", tmp_path / "out") == 2
-    assert "none: no such folder of posters" in error(capsys)
-    (raw / "u.item").unlink()
-    assert run(raw, posters, tmp_path / "out") == 2
-    assert "holds u.data" in error(capsys)
-    raw_folder(raw_folder(raw, "1m"), "100k")
-    assert run(raw, posters, tmp_path / "out") == 2  # which of the two?
-    assert "holds movies.dat, ratings.dat, u.data, u.item" in error(capsys)
-
-
-def test_blank_lines_are_skipped(tmp_path, raw, posters):
-    for name in ("u.data", "u.item"):
-        (raw / name).write_bytes((raw / name).read_bytes().replace(b"\n", b"\r\n\r\n"))
-    assert run(raw, posters, tmp_path / "out", "--min-items", "4") == 0
-    assert split(tmp_path / "out", "test") == "2\t2 3 4 6\n10\t1 2 3 4\n"
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--min-items", "2"), "--min-items must be at least 3, not 2"),
-        (("--poster-size", "96"), "expected WIDTHxHEIGHT in pixels, such as 96x144, not '96'"),
-        (("--poster-size", "0x9"), "not '0x9'"),
-        (("--require-poster", "--keep-without-poster"), "not allowed with"),
-    ],
-)
-def test_bad_options_exit_with_2(tmp_path, raw, posters, capsys, options, message):
-    with pytest.raises(SystemExit) as exit_:
-        run(raw, posters, tmp_path / "out", *options)
-    assert exit_.value.code == 2
-    assert message in capsys.readouterr().err
-
-
-def test_help_explains_the_inputs_and_shows_an_example(capsys):
-    with pytest.raises(SystemExit) as exit_:
-        prepare_movielens.main(["--help"])
-    assert exit_.value.code == 0
-    text = capsys.readouterr().out
-    assert "`u.data` and `u.item`, or `ratings.dat` and `movies.dat`" in text
-    assert "\nexample:\n  python data/prepare_movielens.py ml-100k posters datasets/ml-100k" in text
-
-
-# --- where it goes
-
-
-def test_an_output_that_holds_something_is_refused(tmp_path, raw, posters, capsys):
-    out = tmp_path / "out"
-    out.mkdir()
-    assert run(raw, posters, out, "--min-items", "4") == 0  # an empty folder is as good as none
-    before = split(out, "test")
-    capsys.readouterr()
-    assert run(raw, posters, out, "--min-items", "3", "--min-rating", "1") == 2
-    assert "out: exists and is not empty; --overwrite replaces it" in error(capsys)
-    assert split(out, "test") == before
-
-    (out / "left over").touch()
-    assert run(raw, posters, out, "--min-items", "3", "--min-rating", "1", "--overwrite") == 0
-    assert split(out, "test") != before
-    assert sorted(path.name for path in out.iterdir()) == [
-        "images",
-        "test.tsv",
-        "titles.csv",
-        "train.tsv",
-        "val.tsv",
-    ]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "posters", "raw"]
-
-
-def test_overwrite_replaces_datasets_only(tmp_path, raw, posters, capsys):
-    home = tmp_path / "home"
-    home.mkdir()
-    (home / "thesis.tex").touch()
-    assert run(raw, posters, home, "--min-items", "4", "--overwrite") == 2
-    assert "home: is no dataset (no titles.csv)" in error(capsys)
-    assert run(raw, posters, home / "thesis.tex", "--min-items", "4", "--overwrite") == 2
-    assert "thesis.tex: exists and is no folder" in error(capsys)
-    for out in (raw, posters, tmp_path):
-        (out / "titles.csv").touch()
-        assert run(raw, posters, out, "--min-items", "4", "--overwrite") == 2
-        assert f"{out}: the output would replace the input" in error(capsys)
-    assert (home / "thesis.tex").exists()
-
-
-def test_a_failure_leaves_the_old_dataset_and_nothing_half_written(tmp_path, raw, posters, capsys, monkeypatch):
-    out = tmp_path / "out"
-    run(raw, posters, out, "--min-items", "4")
-    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    capsys.readouterr()
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    rename = Path.rename
-
-    def fails_at_the_end(self, target):
-        return full() if self.suffix == ".partial" else rename(self, target)
-
-    for patched, name, failure in (
-        (prepare_movielens, "write_tables", full),
-        (Path, "rename", fails_at_the_end),
-    ):
-        with monkeypatch.context() as patch:
-            patch.setattr(patched, name, failure)
-            assert run(raw, posters, out, "--min-items", "3", "--overwrite") == 2
-        assert "No space left on device" in error(capsys)
-        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "posters", "raw"]
-
-
-def test_runs_as_a_script(tmp_path, raw):
-    """From any folder; an error is one line without a traceback."""
-    command = [sys.executable, str(SCRIPT), str(raw), "nowhere", "out"]
-    done = subprocess.run(command, cwd=tmp_path, env={}, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (
-        2,
-        "",
-        "error: nowhere: no such folder of posters\n",
-    )

@@ -230,22 +230,26 @@ def item_column(path: Path, rows: Iterable[tuple[int, list[str]]], known: Collec
 # images
 
 
-def find_images(raw: Path, given: Path | None, items: Collection[str], *names: str, digits: int = 0) -> dict[str, Path]:
-    """The image file of every item that has one: <item>.jpg or another usual suffix, at any depth.
+def image_files(raw: Path, given: Path | None, *names: str) -> dict[str, Path]:
+    """The image files, at any depth, by their names without suffix; of several of a name the first.
 
-    given: the folder to look in; else those in `raw` that match one of `names` or are called `images`. digits: an id is
-    filled up with zeros to so many. Errors: DataError where the given folder is missing.
+    given: the folder to look in (None: those in `raw` that match one of `names` or are called `images`). Errors:
+    DataError where the given folder is missing.
     """
     if given and not given.is_dir():
         raise DataError(f"{given}: no such folder of images")
     folders = [given] if given else sorted(path for name in (*names, "images") for path in raw.glob(name))
     found: dict[str, Path] = {}
-    for folder in folders:
-        for parent, subfolders, files in os.walk(folder):
-            subfolders.sort()
-            for suffix in IMAGE_SUFFIXES:
-                for name in sorted(name for name in files if name.lower().endswith(suffix)):
-                    stem = name[: -len(suffix)].zfill(digits)
-                    if stem in items:
-                        found.setdefault(stem, Path(parent, name))
+    for parent, subfolders, files in (entry for folder in folders for entry in os.walk(folder)):
+        subfolders.sort()
+        for suffix in IMAGE_SUFFIXES:
+            for name in sorted(name for name in files if name.lower().endswith(suffix)):
+                found.setdefault(name[: -len(suffix)], Path(parent, name))
     return found
+
+
+def find_images(raw: Path, given: Path | None, items: Collection[str], *names: str, digits: int = 0) -> dict[str, Path]:
+    """The image file of every item that has one, named by its id, as `image_files` finds them. digits: a name is filled
+    up with zeros to so many."""
+    files = image_files(raw, given, *names)
+    return {item: path for stem, path in files.items() if (item := stem.zfill(digits)) in items}
