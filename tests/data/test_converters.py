@@ -571,3 +571,10 @@ def test_tables_that_cannot_be_read_are_named(tmp_path, script, options, message
     raw = write(tmp_path / "raw", SHOP | {"x.parquet": "no parquet"})
     status, printed, error = script("prepare_table", raw, tmp_path / "out", "--items", "products.jsonl", *options)
     assert (status, printed) == (2, "") and message in error
+
+
+@pytest.mark.parametrize("name", ["amazon", "hm", "microlens", "movielens", "ninerec", "pixelrec", "table"])
+def test_help_says_what_is_read_and_shows_a_command(script, name):
+    status, printed, _ = script(f"prepare_{name}", "--help")
+    assert status == 0
+    assert f"\n    python data/prepare_{name}.py " in printed and "\nRAW holds" in printed and "--split" in printed
