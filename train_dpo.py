@@ -70,8 +70,9 @@ def main() -> None:
     complete_dpo(options, sft)
     data = open_dataset(options.data)
     prompts = open_prompts(reference, data, sft, cache=cache_folder(options.cache, options.output))
-    pairs = make_pairs(reference, prompts, data, options, sft)  # x, y_w, y_l; λ, Eqs. 5, 6; log π_ref
     held_out = validation_examples(data, sft, seed=options.seed, users=options.validate_users)
+    prompts.check(held_out)
+    pairs = make_pairs(reference, prompts, data, options, sft)  # x, y_w, y_l; λ, Eqs. 5, 6; log π_ref
 
     # The policy π_θ: the reference's weights with a fresh adapter on top.
     policy = add_lora(

@@ -71,6 +71,7 @@ def main() -> None:
         freeze_vision(policy)
     cache, frozen = cache_folder(options.cache, options.output), not vision_trains(policy.model)
     prompts = open_prompts(policy, data, options, cache=cache, frozen=frozen)
+    prompts.check(held_out)
     per_prompt = groups(examples, nested=windows == "nested")  # what a prompt asks for: a title, or each of a history
     x = [prompts.nested(group, name_history=options.name_history) for group in per_prompt]
     y = [prompts.answers_of(group, name_history=options.name_history) for group in per_prompt]

@@ -118,6 +118,28 @@ def test_the_pages_example_of_ranking_in_python_runs(runs, data, capsys, hanorec
     assert scores == sorted(scores, reverse=True) and scores[0] < 0
 
 
+def test_a_prompt_beyond_the_models_context_is_an_error_before_anything_is_trained_or_ranked(
+    script, toy_folder, runs, sft_run, tmp_path, data
+):
+    """A title of 3,000 words, which a single validation user meets."""
+    folder = tmp_path / "long"
+    shutil.copytree(toy_folder, folder)
+    item = data.catalog.items[next(number for number, count in enumerate(data.counts) if not count)]
+    titles = (folder / "titles.csv").read_text().splitlines()
+    long = [f"{item},{'word ' * 3000}" if line.startswith(f"{item},") else line for line in titles]
+    (folder / "titles.csv").write_text("\n".join(long))
+    first, *others = (folder / "val.tsv").read_text().splitlines()
+    (folder / "val.tsv").write_text("\n".join([f"{first.rsplit(' ', 1)[0]} {item}", *others]))
+    few = ["--validate-users", 100, "--max-steps", 4]
+    for said in (
+        script("train_sft", "--data", folder, "--output", runs / "long", *few),
+        script("train_dpo", "--data", folder, "--sft", sft_run, "--output", runs / "long", *few),
+        script("evaluate", "--data", folder, "--runs", sft_run, "--split", "val"),
+    ):
+        assert said[0] == 2 and f"at most 2,048. The longest title in it is that of item {item}" in said[2]
+        assert not (runs / "long").exists()
+
+
 def test_a_split_step_computes_what_a_whole_one_does(script, toy_folder, runs, sft_run):
     status, _, errors = sft(script, toy_folder, runs, "sft-split", "--forward-tokens", 150)
     assert status == 0, errors

@@ -26,11 +26,16 @@ PARTIAL = ".partial"  # the end of a file's name until it is whole
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all. Errors: OSError, where what was there before is still there."""
+    """`replace_bytes` with a text in UTF-8."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all. Errors: OSError, where what was there before is still there."""
     partial = path.with_name(f"{path.name}.{uuid4().hex}{PARTIAL}")
     try:
-        with open(partial, "x", encoding="utf-8") as file:
-            file.write(text)
+        with open(partial, "xb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

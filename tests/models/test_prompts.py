@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import pytest
 import torch
 
 from hanorec.data.examples import Example
 from hanorec.errors import DataError
 from hanorec.models.backbone import load_backbone
+from hanorec.models.packing import pack
 from hanorec.models.prompts import Prompts
 
 EXAMPLE = Example("u", history=(2, 0), targets=(5,), candidates=(4, 5), rejected=((4,),))
@@ -180,3 +183,45 @@ def test_a_backbone_that_is_none_is_an_error(name, message, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=message):
         load_backbone(name)
+
+
+TOP3 = Example("u", (7, 8, 9), (1, 2, 3), (4, 1, 5, 3, 6, 2, 0), ((4, 5, 6),))
+
+
+@pytest.mark.parametrize(
+    "task, protocol, examples",
+    [
+        ("next", "standard", [EXAMPLE]),
+        ("next", "standard", [Example("u", (2,), (0,), (0, 5), ((5,),)), EXAMPLE]),  # branches of one trunk
+        ("top3", "standard", [TOP3]),
+        ("top3", "release", [TOP3]),
+        ("yesno", "release", [Example("u", (2, 0), (5,), (5,), ((4,),), unchosen=(9, 8, 7, 6))]),
+    ],
+)
+def test_a_prompt_that_is_longer_with_its_response_than_the_context_is_an_error(
+    backbone, images, data, task, protocol, examples
+):
+    prompts = Prompts(backbone, images, data.catalog.titles, task, protocol=protocol, items=data.catalog.items)
+    assert prompts.context == 2048
+    if task == "yesno":
+        responses = [prompts.answers["Yes"]]
+    else:  # an evaluation may ask for any of the candidates
+        responses = [prompts.name(items) for e in examples for items in combinations(e.candidates, len(e.targets))]
+    packed = pack([prompts.nested(examples)], [responses], pad=0)
+    prompts.context = int(packed.offsets.max()) + 1  # a token at the longest one's end has as many before it
+    prompts.nested(examples)
+    prompts.check(examples)
+    prompts.context -= 1
+    with pytest.raises(DataError, match=rf"user u: .* {prompts.context + 1} tokens, .* at most {prompts.context}\."):
+        prompts.nested(examples)
+
+
+def test_the_item_with_the_longest_title_is_named(backbone, images, data):
+    titles = [*data.catalog.titles]
+    titles[2] = "word " * 3000
+    prompts = Prompts(backbone, images, titles, "next", items=data.catalog.items)
+    length = f"{len(prompts.titles[2]):,}"
+    with pytest.raises(
+        DataError, match=f"longest title in it is that of item {data.catalog.items[2]}, {length} tokens"
+    ):
+        prompts.check([Example("v", (0,), (5,), (4, 5), ((4,),)), EXAMPLE])

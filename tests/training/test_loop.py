@@ -18,7 +18,7 @@ import torch
 from processes import SERVER
 
 from hanorec import files
-from hanorec.data.batching import epoch_order
+from hanorec.data.batching import batches, epoch_order
 from hanorec.errors import DataError, Interrupted, MachineError, exit_on_user_error
 from hanorec.losses import NotFiniteError, RunningResponsiveness
 from hanorec.training import checkpoints, loop
@@ -95,6 +95,14 @@ def test_every_epoch_visits_every_example_once_in_another_order(tmp_path):
     epochs = [sum(batches[i : i + 3], []) for i in (0, 3, 6)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert epochs[0] != epochs[1] and sorted(len(b) for b in batches[:3]) == [2, 4, 4]
+
+
+def test_a_prompt_that_is_longer_than_a_forward_is_read_alone_and_a_line_says_so_once():
+    with pytest.warns(UserWarning, match="longer than the 1,237 tokens") as said:
+        assert batches([400, 1238, 500], 1237) == [[1], [2, 0]]
+        batches([1300], 1237)
+        batches([1237], 1237)
+    assert len(said) == 1
 
 
 def test_an_epochs_batches_hold_similar_lengths():

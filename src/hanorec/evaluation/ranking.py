@@ -78,8 +78,10 @@ def answer_with_model(
         lengths = [prompts.length(prompts.prompt(e), [prompts.name([item]) for item in e.candidates]) for e in examples]
         answer_batch = _answer_batch
     else:
-        lengths = [2 * prompts.length(prompts.prompt(e), ()) for e in examples]  # half of it for what the search reads
         titles = full_catalog.pool.union(*(e.targets for e in examples))
+        longest = max(titles, key=lambda item: len(prompts.titles[item]))  # it has to fit behind each prompt, too
+        x = [prompts.prompt(replace(example, candidates=(longest,))) for example in examples]
+        lengths = [2 * prompts.length(prompt, ()) for prompt in x]  # half of it for what the search reads
         trie = catalog_ranking.Trie({item: prompts.name([item]) for item in sorted(titles)})
         answer_batch = partial(_rank_full_catalog, trie=trie, full_catalog=full_catalog)
     micro_batches = batches(lengths, forward_tokens)

@@ -71,6 +71,11 @@ class Backbone:
         return self.model.config.get_text_config().hidden_size
 
     @property
+    def context(self) -> int | None:
+        """Most tokens that the language model reads in a sequence; None where its config does not say."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
     def pad(self) -> int:
         """The token id of padding."""
         tokenizer = self.processor.tokenizer
@@ -79,7 +84,7 @@ class Backbone:
     def tokens(self, text: str) -> list[int]:
         """The token ids of a piece of the project's own text, without the special tokens that a whole text would get.
         A special token's name in the text becomes that token: data goes through `title_tokens`."""
-        return self.processor.tokenizer(text, add_special_tokens=False).input_ids
+        return self.processor.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
     def title_tokens(self, title: str) -> list[int]:
         """The token ids of a title, or of any other text that is data.

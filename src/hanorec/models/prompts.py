@@ -45,7 +45,11 @@ class Prompts:
     "release" for prompts that are built as those of the authors' release (`data/release.py`). item_view: what stands
     before an item's title, its "image", its "description", "both" or nothing ("title"); an item without one of them
     shows what it has. descriptions: of every item, empty for none; needed where they are shown. mask_titles: hide the
-    titles of the history, so that only what stands before them tells what the items are.
+    titles of the history, so that only what stands before them tells what the items are. items: their ids, which errors
+    name (default: their numbers).
+
+    A prompt that is longer with its longest response than the model's context is an error (DataError) where it is made,
+    before anything is trained or ranked.
     """
 
     def __init__(
@@ -60,7 +64,9 @@ class Prompts:
         item_view: str = "image",
         descriptions: Sequence[str] = (),
         mask_titles: bool = False,
+        items: Sequence[str] = (),
     ):
+        self.items, self.context = items or range(len(titles)), backbone.context
         self.images, self.task, self.list_candidates, self.protocol = images, task, list_candidates, protocol
         self.packed = not backbone.layout.why_unpacked  # whether responses share one copy of their prompt
         release = protocol == "release"
@@ -85,6 +91,7 @@ class Prompts:
         """The prompt x of an example: history, question, candidates."""
         ids, question = self._history(example)[-1], self._question(example)
         images = self._shown(example.shown or example.history) + question.image_items
+        self._check_length(example, len(ids) + len(question.ids))
         return Prompt(ids + question.ids, images)
 
     def nested(self, examples: Sequence[Example], *, name_history: bool = False) -> Prompt:
@@ -98,6 +105,7 @@ class Prompts:
         branches = []
         for example in examples:
             question = self._question(example)
+            self._check_length(example, len(trunk[len(example.history)]) + len(question.ids))
             branches.append(Branch(len(trunk[len(example.history)]), question.ids, question.image_items))
         if name_history:
             for before, item in zip(trunk, longest.history):
@@ -164,6 +172,27 @@ class Prompts:
         if self.task == "yesno":
             return [self.answers["No" if example.candidates[0] in example.targets else "Yes"]]
         return [self._lines(items) + self.suffix for items in example.rejected]
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Errors: DataError where one of these examples has a prompt that is longer than the model's context."""
+        for example in examples:
+            self.prompt(example)
+
+    def _check_length(self, example: Example, prompt: int) -> None:
+        """Errors: DataError where a prompt of so many tokens and its longest response do not fit the context."""
+        responses = (example.candidates, example.targets, *example.rejected)
+        named = sorted({item for items in responses for item in items}, key=lambda item: len(self.titles[item]))
+        answer = self.answers["Yes"] if self.task == "yesno" else self.name(named[-len(example.targets) :])
+        tokens = prompt + len(answer) - 1  # a response's last token is not read
+        if self.context is None or tokens <= self.context:
+            return
+        longest = max(*example.history, *example.unchosen, *named, key=lambda item: len(self.titles[item]))
+        raise DataError(
+            f"user {example.user}: a prompt and its response have {tokens:,} tokens, and the model reads at most "
+            f"{self.context:,}. The longest title in it is that of item {self.items[longest]}, "
+            f"{len(self.titles[longest]):,} tokens. Take fewer items in a history, or titles of fewer words: the "
+            "converters in data/ cut them (title-words)"
+        )
 
     def length(self, prompt: Prompt, responses: Sequence[Sequence[int]]) -> int:
         """Tokens that a forward reads for a prompt and its responses."""

@@ -72,4 +72,5 @@ def open_prompts(
         item_view=sft.item_view,
         descriptions=data.descriptions(sft.item_view),
         mask_titles=mask_titles,
+        items=data.catalog.items,
     )
