@@ -105,19 +105,28 @@ def missing_images(catalog: Catalog, folder: Path) -> str:
 
 
 def read_descriptions(path: Path, catalog: Catalog) -> tuple[str, ...]:
-    """What a `descriptions.csv` says of every item, [items], on one line each; empty for an item that it leaves out.
+    """What a `descriptions.csv` says of every item, [items], as `read_texts` reads it.
 
-    A header row is optional. Raises DataError: no such file, not UTF-8, a row that is not item,description, an item
-    that is not in the catalogue, or twice.
+    Raises DataError: no such file, and as `read_texts` raises it.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file, and the item view shows descriptions; data/describe_items.py writes it")
+    return read_texts(path, catalog, "description")
+
+
+def read_texts(path: Path, catalog: Catalog, column: str) -> tuple[str, ...]:
+    """The texts of a file whose rows are an item and a text, [items], on one line each; empty for an item that it
+    leaves out. column: what the text is.
+
+    A header row is optional. Raises DataError: not UTF-8, a row that is not two cells, an item that is not in the
+    catalogue, or twice.
+    """
     texts: dict[str, str] = {}
     for line, cells in _csv_rows(path):
         if not texts and _is_header(cells) and cells[0].strip() not in catalog.index:
             continue
         if len(cells) != 2:
-            raise DataError(f"{path}:{line}: expected item,description, found {','.join(cells)!r}")
+            raise DataError(f"{path}:{line}: expected item,{column}, found {','.join(cells)!r}")
         item = cells[0].strip()
         if item not in catalog.index or item in texts:
             reason = "appears twice" if item in texts else "is not in the catalogue"
