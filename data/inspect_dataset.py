@@ -29,7 +29,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from hanorec import files
-from hanorec.data.dataset import Dataset, check_test_rows, draw_windows, open_dataset, read_split
+from hanorec.data.dataset import Dataset, check_skipped, check_test_rows, draw_windows, open_dataset, read_split
 from hanorec.data.examples import HISTORY, Example, groups
 from hanorec.data.interactions import UserHistory, Window
 from hanorec.data.interactions import windows as cut_windows
@@ -58,13 +58,12 @@ FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen H
 
 class Advice(NamedTuple):
     """Options that suit a dataset. vocabulary: whether the tiny backbone gets a token for each title ("whole titles"),
-    gets one for most of their words ("words"), or stays as it is (""). steps: of SFT, over all of its epochs."""
+    gets one for most of their words ("words"), or stays as it is ("")."""
 
     vocabulary: str
     history: int
     batch_size: int
     epochs: float
-    steps: float
 
 
 def main() -> None:
@@ -79,9 +78,10 @@ def main() -> None:
     tokens = np.array([len(backbone.title_tokens(title)) for title in data.catalog.titles])
     for name, fact in facts_of(data, rows, tokens).items():
         print(f"{name:18}{shown(fact)}")
-    windows, _ = cut_windows(rows["train"], history=history_for(rows["train"]), which="nested")
-    advice = advise(data, rows, windows, tokens)
-    warn(data, rows, len(windows))
+    history = history_for(rows["train"])
+    windows = {split: windows_of(data, split, rows[split], history) for split in SPLITS}
+    advice = advise(data, rows, len(windows["train"]), tokens)
+    warn(data, rows, len(windows["train"]))
     preview = args.preview or args.folder / "preview.png"
     try:
         files.replace_bytes(preview, draw_preview(data, rows["test"]))
@@ -89,9 +89,11 @@ def main() -> None:
     except OSError as error:
         warnings.warn(f"{preview}: cannot be written ({error.strerror}); --preview takes another place", stacklevel=1)
     add_vocabulary(backbone, data, advice.vocabulary)
-    check_prompts(backbone, data, [*rows["val"], *rows["test"]], advice.history)
-    minutes = sft_minutes(backbone, data, windows, advice)
-    print(f"\nTo run next. SFT takes some {max(1, minutes):.0f} min on this machine as busy as it is now:\n")
+    minutes = "stops as the last warning says"
+    if prompts_fit(backbone, data, [window for split in SPLITS for window in windows[split]]):
+        least = sft_minutes(backbone, data, windows["train"], advice)
+        minutes = f"takes some {max(1, least):.0f} min on this machine as busy as it is now"
+    print(f"\nTo run next. SFT {minutes}:\n")
     print("\n".join(commands(args.folder, advice, len(rows["train"]))))
 
 
@@ -170,14 +172,30 @@ def warn(data: Dataset, rows: Mapping[str, Sequence[UserHistory]], targets: int)
         warnings.warn(f"{targets:,} training targets are few: SFT will know them by heart", stacklevel=1)
 
 
-def check_prompts(backbone: Backbone, data: Dataset, rows: Sequence[UserHistory], history: int) -> None:
-    """Warn where a prompt of validation or test users is longer than the backbone reads: training would stop at it."""
+def windows_of(data: Dataset, split: str, rows: Sequence[UserHistory], history: int) -> list[Window]:
+    """The windows that SFT trains on or that are ranked. Errors and warnings: as `check_skipped`."""
+    which = "nested" if split == "train" else "last"
+    windows, skipped = cut_windows(rows, history=history, which=which)
+    check_skipped(data, split, "next", rows, skipped, shortest=2)
+    return windows
+
+
+def prompts_fit(backbone: Backbone, data: Dataset, windows: Sequence[Window]) -> bool:
+    """Whether the prompts of all windows fit the backbone's context; a warning says why not. Training would stop at it.
+
+    Only the longest are made: those of most tokens in history and target.
+    """
     block = process_image(backbone, Image.new("RGB", (64, 64))).placeholders
-    images: object = SimpleNamespace(placeholders=lambda item: block if data.catalog.images[item] else [])
+    images = SimpleNamespace(placeholders=lambda item: block if data.catalog.images[item] else [])
+    prompts = prompts_of(backbone, data, images)
+    lengths = np.array([len(title) for title in prompts.titles]) + len(block) + 1
+    longest = sorted(windows, key=lambda window: -lengths[[*window.history, *window.targets, *window.targets]].sum())
     try:
-        prompts_of(backbone, data, images).check(examples_of(cut_windows(rows, history=history)[0]))
+        prompts.check(examples_of(longest[:100]))
     except DataError as error:
         warnings.warn(str(error), stacklevel=1)
+        return False
+    return True
 
 
 # what suits it
@@ -188,10 +206,8 @@ def history_for(rows: Sequence[UserHistory]) -> int:
     return min(max(int(np.median([len(row.items) for row in rows])) - 1, HISTORY["next"]), LONGEST_HISTORY)
 
 
-def advise(
-    data: Dataset, rows: Mapping[str, Sequence[UserHistory]], windows: Sequence[Window], tokens: np.ndarray
-) -> Advice:
-    """Options of the next commands. windows: all nested ones of the training rows. tokens [items]: of each title.
+def advise(data: Dataset, rows: Mapping[str, Sequence[UserHistory]], targets: int, tokens: np.ndarray) -> Advice:
+    """Options of the next commands. targets: of all training windows. tokens [items]: of each title.
 
     A vocabulary is fitted where the titles' words fall into pieces. It has a token for each title where nearly all
     targets occur in training, since what such a token means is learnt there. A step reads two chunks of a row or more.
@@ -200,10 +216,10 @@ def advise(
     warm = cold_targets(data, held_out) <= MOST_COLD * len(held_out) and len(data.catalog) <= MOST_WHOLE_TITLES
     known = tokens.sum() <= MOST_TOKENS * sum(len(title.split()) for title in data.catalog.titles)
     history = history_for(rows["train"])
-    batch_size, epochs = max(16, 2 * history), min(MOST_EPOCHS, TARGETS_IN_ALL / max(1, len(windows)))
+    batch_size, epochs = max(16, 2 * history), min(MOST_EPOCHS, TARGETS_IN_ALL / targets)
     epochs = round(epochs) if epochs > 1 else float(f"{epochs:.2g}")
     vocabulary = "" if known else "whole titles" if warm else "words"
-    return Advice(vocabulary, history, batch_size, epochs, epochs * len(windows) / batch_size)
+    return Advice(vocabulary, history, batch_size, epochs)
 
 
 def add_vocabulary(backbone: Backbone, data: Dataset, vocabulary: str) -> None:
@@ -237,12 +253,12 @@ def commands(folder: Path, advice: Advice, users: int) -> list[str]:
 def sft_minutes(backbone: Backbone, data: Dataset, windows: Sequence[Window], advice: Advice) -> float:
     """What SFT takes on this machine: images are encoded and a few steps made for rows that are drawn at random."""
     drawn = draw_windows(list(windows), (TIMED_STEPS + 1) * advice.batch_size, nested=True, seed=0)
-    chunks = groups(examples_of(drawn), nested=True)
+    chunks = sorted(groups(examples_of(drawn), nested=True), key=len)  # as in batches of similar lengths
     needed = {item for chunk in chunks for example in chunk for item in example.history}
-    files = [path if item in needed else None for item, path in enumerate(data.catalog.images)]
+    paths = [path if item in needed else None for item, path in enumerate(data.catalog.images)]
     start = time.perf_counter()
-    images = CatalogImages(backbone, files, frozen=True, progress=False)
-    an_image = (time.perf_counter() - start) / max(1, len(files) - files.count(None))
+    images = CatalogImages(backbone, paths, frozen=True, progress=False)
+    an_image = (time.perf_counter() - start) / max(1, len(paths) - paths.count(None))
     freeze_vision(backbone)
     prepare_for_training(backbone)
     optimizer, prompts, seconds = adamw(backbone.model, 0.01), prompts_of(backbone, data, images), []
@@ -255,7 +271,8 @@ def sft_minutes(backbone: Backbone, data: Dataset, windows: Sequence[Window], ad
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - start)
     an_image *= sum(path is not None for path in data.catalog.images)
-    return (advice.steps * float(np.mean(seconds[1:] or seconds)) + an_image) / 60
+    steps = advice.epochs * len(windows) * len(chunks) / len(drawn) / size
+    return (steps * float(np.mean(seconds[1:] or seconds)) + an_image) / 60
 
 
 def prompts_of(backbone: Backbone, data: Dataset, images) -> Prompts:

@@ -13,7 +13,6 @@ from conftest import ROOT
 from PIL import Image
 
 from hanorec.data.interactions import UserHistory
-from hanorec.data.interactions import windows as cut_windows
 from hanorec.errors import exit_on_user_error
 from hanorec.training.command_line import parse
 from hanorec.training.dpo_options import DPOOptions
@@ -110,10 +109,11 @@ def test_a_prompt_beyond_the_context_is_told(backbone, data):
     titles = list(data.catalog.titles)
     titles[3] = "word " * 3000
     long = replace(data, catalog=replace(data.catalog, titles=tuple(titles)))
+    rows = [UserHistory(str(user), (0, 1)) for user in range(200)] + [UserHistory("v", (0, 1, 3))]
+    windows = inspect_dataset.windows_of(data, "val", rows, history=5)
+    assert inspect_dataset.prompts_fit(backbone, data, windows)
     with pytest.warns(UserWarning, match=f"longest title in it is that of item {data.catalog.items[3]}"):
-        inspect_dataset.check_prompts(
-            backbone, long, [UserHistory("u", (0, 1)), UserHistory("v", (0, 1, 3))], history=5
-        )
+        assert not inspect_dataset.prompts_fit(backbone, long, windows)
 
 
 @pytest.mark.parametrize(
@@ -132,9 +132,8 @@ def test_options_follow_rows_and_titles(data, length, users, tokens, cold, expec
     other = int(np.flatnonzero(data.counts == 0)[0]) if cold else warm
     rows = {"train": [UserHistory("u", tuple(range(length)))] * users, "val": [UserHistory("u", (warm, other))]}
     rows["test"] = rows["val"]
-    history = inspect_dataset.history_for(rows["train"])
-    one, _ = cut_windows(rows["train"][:1], history=history, which="nested")
+    windows = inspect_dataset.windows_of(data, "train", rows["train"][:1], inspect_dataset.history_for(rows["train"]))
+    targets = len(windows) * users
     per_title = np.array([tokens * len(title.split()) // 2 for title in data.catalog.titles])
-    advice = inspect_dataset.advise(data, rows, one * users, per_title)
-    assert advice[:4] == expected
-    assert advice.steps == pytest.approx(advice.epochs * len(one) * users / advice.batch_size)
+    advice = inspect_dataset.advise(data, rows, targets, per_title)
+    assert advice == expected
