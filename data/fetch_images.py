@@ -203,13 +203,13 @@ def download(client: httpx2.Client, url: str, path: Path, limits: Limits, pauses
             if pauses.stop.is_set():
                 return "stopped"
             if pauses.lost.get(host, 0) >= LOST:
-                return f"not asked for: {host} did not answer for {LOST} images in a row"
+                return f"not asked for: {host} gave none of {LOST} images in a row"
             pause = min(LONGEST_WAIT, 2.0**attempt * random.uniform(1, 1.5))
             with client.stream("GET", url) as response:
-                reason, pauses.lost[host] = f"HTTP {response.status_code}", 0
-                if response.status_code == 200:
-                    return write_body(response, path, limits)
+                reason = f"HTTP {response.status_code}"
                 if response.status_code not in TRIED_AGAIN:
+                    reason = write_body(response, path, limits) if response.status_code == 200 else reason
+                    pauses.lost[host] = 0
                     return reason
                 asked = retry_after(response)
                 if asked > LONGEST_WAIT:

@@ -41,6 +41,8 @@ class Server(BaseHTTPRequestHandler):
             self.answer(429, retry_after="1")
         elif name == "broken" and first:
             self.answer(503)
+        elif name.startswith("down"):
+            self.answer(500)
         elif name == "missing":
             self.answer(404)
         elif name == "closed":
@@ -150,11 +152,12 @@ def test_a_server_that_is_never_silent_and_never_done_is_left(tmp_path):
         fetch_images.write_body(drip, tmp_path / "a", fetch_images.Limits(1, 2000, 0.02))
 
 
-def test_a_host_that_does_not_answer_is_left_alone(fetch):
-    urls = {str(n): f"http://127.0.0.1:1/{n}" for n in range(30)}
+def test_a_host_that_gives_no_image_is_left_alone(server, fetch):
+    urls = {str(n): f"{server}/down/{n}" if n % 2 else f"http://127.0.0.1:1/{n}" for n in range(30)}
     status, _, errors, failed = fetch(urls, "--any-address", "--connections", "1")
     assert status == 2 and "no image could be fetched; item 0, http://127.0.0.1:1/0: ConnectError" in errors
-    assert sum("did not answer for 10 images" in reason for reason in failed.values()) == 20
+    assert failed["1"] == "HTTP 500 (tried 2 times)"
+    assert sum("127.0.0.1 gave none of 10 images in a row" in reason for reason in failed.values()) == 20
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "2130706433", "0"])
