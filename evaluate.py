@@ -25,15 +25,18 @@ from hanorec import distributed, files
 from hanorec.data.dataset import Dataset, open_dataset
 from hanorec.data.examples import Example, listed_negatives
 from hanorec.data.full_catalog import FullCatalog
-from hanorec.errors import MachineError, exit_on_user_error, shown
+from hanorec.errors import DataError, MachineError, exit_on_user_error, shown
 from hanorec.evaluation.baselines import BASELINES, baseline_answers, baseline_names
+from hanorec.evaluation.differences import differences_table, seed_groups, seeds_table
 from hanorec.evaluation.measures import (
     FIRST_MEASURE,
+    MAIN_MEASURE,
     Answers,
     examples_by_length,
     measures,
     measures_by_length,
     target_positions,
+    user_measures,
 )
 from hanorec.evaluation.ranking import answer_with_model
 from hanorec.evaluation.report import by_length_table, results_table, share_of_possible, user_lists
@@ -45,13 +48,15 @@ from hanorec.training.digests import check_run, warn_of_changed_data
 from hanorec.training.evaluation_options import EvaluationOptions, complete_evaluation
 from hanorec.training.inputs import open_examples, open_prompts
 from hanorec.training.options import SFTOptions, cache_folder
-from hanorec.training.run_config import sft_options
+from hanorec.training.run_config import but_for_the_seed, sft_options
 from hanorec.training.runs import load_run
 
 
 def main() -> None:
     options = parse(EvaluationOptions)
     baselines = baseline_names(options.baselines)
+    if options.against not in (None, *options.runs, *baselines):
+        raise DataError(f"--against {options.against}: is none of the runs and baselines that are evaluated")
     runs = {run: sft_options(run) for run in options.runs}
     sft = complete_evaluation(options, runs)  # what is ranked, and how prompts are written
     data = open_dataset(options.data)
@@ -135,6 +140,7 @@ def report(
         share = share_of_possible(results, run, first_measure)
         if share is not None:
             print(f"\n{run} goes {share:.0%} of the way from popularity to the oracle in {first_measure}.")
+    report_differences(options, sft, examples, answers)
     scores = {run: answers[run].scores for run in options.runs}
     for user, example in enumerate(examples[: options.show]):
         of_user = {run: each[user] for run, each in scores.items() if each is not None}
@@ -148,6 +154,24 @@ def report(
             failures.append(f"{run}: its results cannot be written ({error})")
     if failures:
         raise MachineError("; ".join(failures))
+
+
+def report_differences(
+    options: EvaluationOptions, sft: SFTOptions, examples: list[Example], answers: dict[str, Answers]
+) -> None:
+    """Print the means of runs that differ by their seed alone, and by how much the runs differ."""
+    methods = [method for method in answers if method.split(", ")[0] in options.runs]
+    name = BASELINES.get(options.against or options.runs[0], options.against or options.runs[0])
+    against = next(method for method in answers if method.split(", ")[0] == name)
+    if sft.task == "yesno" or methods == [against]:  # an AUC is of all users together
+        return
+    of_users = {method: user_measures(sft.task, each, examples, sft.protocol) for method, each in answers.items()}
+    groups = seed_groups({run: but_for_the_seed(run) for run in options.runs if run in answers})
+    if groups:
+        print("\n" + seeds_table(groups, of_users, list(of_users[against])))
+    first = "HR@10" if options.candidates == "all" else FIRST_MEASURE[sft.task]
+    of_table = list(dict.fromkeys([first, MAIN_MEASURE[sft.task]]))
+    print("\n" + differences_table(of_users, methods, against, of_table, groups))
 
 
 def write_results(

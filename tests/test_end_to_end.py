@@ -282,6 +282,10 @@ def test_evaluation_puts_everything_in_one_table(script, runs, sft_run, hanorec_
         "all",
     )
     assert status == 0, errors
+    less = out[out.index(f"| less {sft_run} ") :]
+    rows = {line.split("|")[1].strip() for line in less.splitlines() if line.startswith(f"| {runs}")}
+    others = [f"{run}{more}" for run in (sft_run, hanorec_run) for more in ("", ", blank", ", shuffled", ", no-titles")]
+    assert rows == {*others} - {str(sft_run)} and "seeds |" not in out
     assert len(list((runs / "cache").glob("sasrec-*.safetensors"))) == 1
     for method in (
         "random",
@@ -299,6 +303,16 @@ def test_evaluation_puts_everything_in_one_table(script, runs, sft_run, hanorec_
     assert result["measures"]["random"]["HR@1"][0] == pytest.approx(1 / 8)
     assert f"{hanorec_run}, no-titles" in result["measures"] and str(sft_run) not in result["measures"]
     assert script("evaluate", "--runs", sft_run, "--candidates", 8, "--split", "cold", "--users", 5)[0] == 0
+
+
+def test_differences_are_from_any_row_and_runs_of_other_seeds_are_put_together(script, toy_folder, runs, sft_run):
+    assert sft(script, toy_folder, runs, "sft-9", "--seed", 9)[0] == 0
+    ranking = ("evaluate", "--runs", sft_run, runs / "sft-9", "--users", 6, "--against")
+    status, out, errors = script(*ranking, "popularity")
+    assert status == 0, errors
+    assert "| less popularity" in out and len(re.findall(rf"\| {sft_run}, 2 seeds +\| ", out)) == 2
+    status, _, errors = script(*ranking, "sasrec")
+    assert status == 2 and "--against sasrec: is none of the runs and baselines that are evaluated" in errors
 
 
 def test_the_whole_catalogue_is_ranked(script, runs, sft_run):

@@ -39,6 +39,11 @@ class EvaluatedOptions:
         "dataset, history and seed",
         metavar="NAME",
     )
+    against: Optional[str] = option(
+        None,
+        "one of the runs or baselines: what the differences of the runs are taken from (default: the first run)",
+        metavar="NAME",
+    )
     remote_code: bool = switch(False, "run Python files that come with a run's checkpoint; only for those you trust")
     changed_run: bool = switch(False, "evaluate runs although files of theirs, or of their base, were changed since")
     show: int = option(

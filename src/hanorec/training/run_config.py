@@ -88,6 +88,16 @@ def sft_options(folder: str | Path) -> SFTOptions:
     return own
 
 
+def but_for_the_seed(folder: str | Path) -> tuple[str, int]:
+    """What else than its seed a finished run was made with, as text, and the seed: two runs with one text differ by
+    their seeds alone. What it started from counts by its own settings, for that has a seed, too."""
+    config = {key: value for key, value in read_config(folder).items() if key not in ("output", "made_from")}
+    seed, start = config.pop("seed", None), start_of(folder)
+    if is_run(start):
+        config["sft" if config["kind"] == "dpo" else "backbone"] = but_for_the_seed(start)[0]
+    return json.dumps(config, sort_keys=True), seed
+
+
 def start_of(folder: str | Path) -> str:
     """What a finished run was made from: an SFT run, a checkpoint's folder, or a name (tiny, or the hub's). A folder is
     where it was then, or else beside the run.
