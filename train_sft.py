@@ -20,6 +20,7 @@ from hanorec.data.dataset import open_dataset
 from hanorec.data.examples import groups
 from hanorec.errors import exit_on_user_error
 from hanorec.evaluation.ranking import validate
+from hanorec.memory import no_collection
 from hanorec.models.encoding import vision_trains
 from hanorec.models.lora import add_lora, freeze_vision, prepare_for_training
 from hanorec.models.prompts import check_name_history, windows_for
@@ -73,8 +74,9 @@ def main() -> None:
     prompts = open_prompts(policy, data, options, cache=cache, frozen=frozen)
     prompts.check(held_out)
     per_prompt = groups(examples, nested=windows == "nested")  # what a prompt asks for: a title, or each of a history
-    x = [prompts.nested(group, name_history=options.name_history) for group in per_prompt]
-    y = [prompts.answers_of(group, name_history=options.name_history) for group in per_prompt]
+    with no_collection():
+        x = [prompts.nested(group, name_history=options.name_history) for group in per_prompt]
+        y = [prompts.answers_of(group, name_history=options.name_history) for group in per_prompt]
 
     prepare_for_training(policy, gradient_checkpointing=options.gradient_checkpointing)
     optimizer, scaler = adamw(policy.model, options.weight_decay), grad_scaler(policy.device, policy.compute)

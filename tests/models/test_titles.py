@@ -56,6 +56,8 @@ def test_no_special_token_comes_out_of_a_title(backbone):
             ids = backbone.title_tokens(title)
             assert special.isdisjoint(ids), title
             assert backbone.processor.tokenizer.decode(ids) == title
+    titles = [*ORDINARY, *names, *(f"a{name}b" for name in names)] * 20  # more than a call takes
+    assert backbone.all_title_tokens(titles) == list(map(backbone.title_tokens, titles))
 
 
 def test_without_this_they_would_come_out(backbone):

@@ -22,6 +22,7 @@ from hanorec.data.interactions import UserHistory, Window, popularity, read_sequ
 from hanorec.data.interactions import windows as cut_windows
 from hanorec.data.toy import make_toy
 from hanorec.errors import DataError
+from hanorec.memory import no_collection
 
 TOY_FOLDER = Path("data/toy")
 
@@ -50,6 +51,7 @@ class Dataset:
         return ("",) * len(self.catalog)
 
 
+@no_collection()
 def open_dataset(folder: str | Path | None) -> Dataset:
     """Read catalogue and training rows. Without a folder it is the toy catalogue in `TOY_FOLDER`, made on first use.
 
@@ -67,6 +69,7 @@ def open_dataset(folder: str | Path | None) -> Dataset:
     return Dataset(folder, catalog, train, popularity(train, len(catalog)))
 
 
+@no_collection()
 def split_examples(
     data: Dataset,
     split: str,
@@ -160,6 +163,7 @@ def too_few_items(
     )
 
 
+@no_collection()
 def check_test_rows(data: Dataset, task: str, *, history: int | None, candidates: int) -> None:
     """Warn, before hours of training, of what an evaluation on test.tsv with so many candidates would stop at.
 

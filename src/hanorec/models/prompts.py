@@ -72,10 +72,10 @@ class Prompts:
         release = protocol == "release"
         opening, question = RELEASE[task] if release else (HISTORY, QUESTIONS[task, list_candidates])
         quote = '"' if release else ""
-        self.titles = [backbone.title_tokens(f"{quote}{title}{quote}") for title in titles]
+        self.titles = backbone.all_title_tokens([f"{quote}{title}{quote}" for title in titles])
         self.shows_images = item_view in IMAGE_VIEWS
         described = descriptions if item_view in ("description", "both") else ("",) * len(titles)
-        self.descriptions = [backbone.title_tokens(f"{text}: ") if text else [] for text in described]
+        self.descriptions = backbone.all_title_tokens([f"{text}: " if text else "" for text in described])
         masked = backbone.tokens(f"{quote}{MASKED_TITLE}{quote}")
         self.history_titles = [masked] * len(titles) if mask_titles else self.titles
         self.newline = backbone.tokens("\n")
@@ -85,6 +85,9 @@ class Prompts:
         # The release puts a list of quoted titles into quotation marks once more: the chosen one, not the rejected one.
         self.around = backbone.tokens(quote) if release and task == "top3" else []
         self.separator, self.suffix = backbone.separator, backbone.suffix
+        # what millions of prompts and responses share
+        self.question_alone = Prompt(self.question + self.separator, [])
+        self.named = [self.around + title + self.around + self.suffix for title in self.titles]
         self.answers = {answer: backbone.tokens(answer) + self.suffix for answer in ("Yes", "No")}
 
     def prompt(self, example: Example) -> Prompt:
@@ -128,6 +131,8 @@ class Prompts:
 
     def _question(self, example: Example) -> Prompt:
         """The part of a prompt behind its history: the question and the candidates."""
+        if self.task != "yesno" and not self.list_candidates:
+            return self.question_alone
         ids, shown = list(self.question), []
         if self.task == "yesno" and self.protocol == "release":
             for item in example.unchosen:
@@ -137,7 +142,7 @@ class Prompts:
             (candidate,) = example.candidates
             shown = self._shown([candidate])
             ids += self.newline + self._item_view(candidate, candidate) + self.titles[candidate]
-        elif self.list_candidates:
+        else:
             for item in example.candidates:
                 ids += self.newline + self.titles[item]
         return Prompt(ids + self.separator, shown)
@@ -153,6 +158,8 @@ class Prompts:
 
     def name(self, items: Sequence[int], *, last: bool = True) -> list[int]:
         """The response that names `items`, one a line; or its beginning, if the last of them is not the `last` one."""
+        if len(items) == 1 and last:
+            return self.named[items[0]]
         return self.around + self._lines(items) + (self.around + self.suffix if last else self.newline)
 
     def _lines(self, items: Sequence[int]) -> list[int]:

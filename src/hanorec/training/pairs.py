@@ -20,6 +20,7 @@ from hanorec.cache import weights_fingerprint
 from hanorec.data.dataset import Dataset
 from hanorec.data.examples import Example, groups, listed_negatives
 from hanorec.hardness import embed_modalities, item_neighbours, pair_hardness
+from hanorec.memory import no_collection
 from hanorec.models.backbone import Backbone
 from hanorec.models.packing import Prompt
 from hanorec.models.prompts import Prompts, windows_for
@@ -98,8 +99,9 @@ def make_pairs(
         examples = training_examples(data, options, sft, windows, **drawn)
 
     per_prompt = groups(examples, nested=windows == "nested")  # the examples that one prompt asks for
-    x = [prompts.nested(group) for group in per_prompt]
-    y = [[title for e in group for title in (prompts.chosen(e), *prompts.rejected(e))] for group in per_prompt]
+    with no_collection():
+        x = [prompts.nested(group) for group in per_prompt]
+        y = [[title for e in group for title in (prompts.chosen(e), *prompts.rejected(e))] for group in per_prompt]
     reference_logps = score_all(
         reference, prompts.images, x, y, weights=weights, forward_tokens=options.forward_tokens, cache=cache
     )
