@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from experiments.common import read_rows
-from experiments.speed import benchmark, nested, steps, turns, worker
+from experiments.speed import benchmark, large, nested, steps, turns, worker
 
 PAGES = {
     "benchmark": benchmark.report,
@@ -17,6 +17,7 @@ PAGES = {
     **dict.fromkeys(("rejected", "rejected-135m"), steps.report_rejected),
     "dropout": steps.report_dropout,
     "long_rows": steps.report_long_rows,
+    "large": large.report,
 }
 
 
