@@ -6,7 +6,7 @@
 log π_ref of every response, once, by the SFT model                     models.scoring.score_all
 for each batch of (prompt x, chosen y_w, rejected y_l):
     log π_θ(y_w | x), log π_θ(y_l | x) under noise        NoDO          losses.perturbed_logits, perturbed_lora
-    Δ = difference of the log-ratios,  R = β₀ Δ           Eq. 7         losses.log_ratio_margin
+    Δ = difference of the log-ratios,  R = β₀ Δ           Eq. 7         losses.log_ratio_margin, reward_gaps
     η from the batch's R                                  Eq. 8         losses.policy_responsiveness
     β = β₀ · η · λ                                        Eq. 11        losses.adaptive_beta
     minimise  −log σ(β Δ)                                 Eq. 12        losses.hanorec_loss
@@ -32,9 +32,9 @@ from hanorec.losses import (
     RunningResponsiveness,
     chosen_and_rejected,
     hanorec_loss,
-    log_ratio_margin,
     perturbed_lora,
     policy_responsiveness,
+    reward_gaps,
 )
 from hanorec.models.backbone import Backbone
 from hanorec.models.images import CatalogImages
@@ -106,7 +106,7 @@ def main() -> None:
                 logps = policy_logps(policy, prompts.images, pairs, ranks[distributed.rank()], run, logit_noise)
                 if options.loss == "hanorec":
                     log_pi, log_ref = chosen_and_rejected(logps), chosen_and_rejected(batch.reference_logps)
-                    gaps = options.beta * log_ratio_margin(*log_pi, *log_ref)  # R = β₀ Δ of the whole batch, Eq. 7
+                    gaps = reward_gaps(*log_pi, *log_ref, beta=options.beta)  # R = β₀ Δ of the whole batch, Eq. 7
                     eta = responsiveness(gaps)  # η, Eq. 8
                     hardness = batch.hardness.flatten()  # λ
                     # Eqs. 11, 12; the loss computes Δ again, so that it stands alone

@@ -249,6 +249,21 @@ def test_eq8_depends_on_neither_the_scale_nor_the_order_of_the_gaps(gaps, scale,
     assert L.policy_responsiveness(scale * f64(*gaps)).item() == pytest.approx(eta, rel=1e-9)
 
 
+@pytest.mark.parametrize("size", [0.4, 15, 900])  # nats
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_eq8_is_one_where_gaps_are_the_rounding_of_log_probabilities(size, dtype):
+    """The same numbers, added up in another order and in other groups, are the same but for their last digits."""
+    tokens = -2 * size * torch.rand(2, 64, 40, generator=seeded(), dtype=dtype) / 40
+    reference, policy = tokens.sum(-1), tokens.flip(-1).view(2, 64, 8, 5).sum(-1).cumsum(-1)[..., -1]
+    logps, noise = (*policy, *reference), 1e-3 * size * torch.randn(64, generator=seeded()).to(dtype)
+    assert L.policy_responsiveness(0.1 * L.log_ratio_margin(*logps)) != 1
+    assert L.policy_responsiveness(L.reward_gaps(*logps)) == L.hanorec_loss(*logps, torch.ones(64)).responsiveness == 1
+    assert L.RunningResponsiveness()(L.reward_gaps(*logps)) == 1
+    real = (policy[0] + noise, *logps[1:])  # one real gap would do
+    assert_close(L.reward_gaps(*real, beta=0.5), 0.5 * L.log_ratio_margin(*real), **EXACT)
+    assert_close(L.reward_gaps(*real[:2], *map(torch.Tensor.double, real[2:])).float(), L.reward_gaps(*real).float())
+
+
 def test_eq8_denominator_is_sigma_of_one_even_where_large_gaps_cancel():
     # A hundred gaps that sum to 1/64 exactly: R/R̄ exceeds 6e7, and the float32 mean of such numbers is not 1.
     gaps = torch.randint(-640_000, 640_000, (99,), generator=seeded(2))
@@ -637,6 +652,7 @@ LEGAL = {
     L.neighbourhood_distance: ITEMS | {"temperature": 1.0},
     L.hardness_weight: {"distance": TWO, "mean_distance": 0.5},
     L.log_ratio_margin: PAIRS,
+    L.reward_gaps: PAIRS | {"beta": 0.1},
     L.policy_responsiveness: {"reward_gaps": TWO},
     L.adaptive_beta: {"hardness": TWO, "responsiveness": 1.0, "beta": 0.1, "floor": 1e-6},
     L.hanorec_loss: PAIRS | {"hardness": TWO, "responsiveness": 1.0, "beta": 0.1, "beta_floor": 1e-6},
@@ -680,7 +696,7 @@ def test_shapes_of_tokens_are_named():
             L.perturbed_logits(logits, bad)
 
 
-@pytest.mark.parametrize("function", [L.neighbourhood_distance, L.log_ratio_margin, L.hanorec_loss])
+@pytest.mark.parametrize("function", [L.neighbourhood_distance, L.log_ratio_margin, L.reward_gaps, L.hanorec_loss])
 def test_a_batch_of_another_size_is_an_error_that_names_it(function):
     function(**LEGAL[function])
     for name in [name for name, value in LEGAL[function].items() if isinstance(value, torch.Tensor)][1:]:

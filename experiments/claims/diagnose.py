@@ -28,6 +28,7 @@ from hanorec.losses import (
     chosen_and_rejected,
     log_ratio_margin,
     policy_responsiveness,
+    reward_gaps,
 )
 from hanorec.models.scoring import score_all
 from hanorec.randomness import rng
@@ -117,7 +118,8 @@ def weigh(options: DPOOptions, hardness: Tensor, logps: Tensor, reference_logps:
     hardness [N], logps and reference_logps [examples, 1 + R].
     """
     chosen, rejected = chosen_and_rejected(logps)
-    margin = log_ratio_margin(chosen, rejected, *chosen_and_rejected(reference_logps))  # Δ, Eq. 7
+    pairs = (chosen, rejected, *chosen_and_rejected(reference_logps))
+    margin = log_ratio_margin(*pairs)  # Δ, Eq. 7
     if options.loss not in WITH_HARDNESS:
         weight = options.beta * torch.sigmoid(-options.beta * margin) if options.loss == "dpo" else None
         return Weighed(margin, chosen > rejected, None, None, None, weight)
@@ -125,8 +127,8 @@ def weigh(options: DPOOptions, hardness: Tensor, logps: Tensor, reference_logps:
     hardness = torch.ones_like(hardness) if options.hardness == "off" else hardness
     etas, betas = [], []
     size = options.batch_size * options.rejected
-    for margins, weights in zip(margin.split(size), hardness.split(size)):
-        eta = responsiveness(options.beta * margins)  # η, Eq. 8
+    for *batch, weights in zip(*(side.split(size) for side in (*pairs, hardness))):
+        eta = responsiveness(reward_gaps(*batch, beta=options.beta))  # η, Eq. 8
         etas.append(torch.ones_like(eta) if options.responsiveness == "off" else eta)
         betas.append(adaptive_beta(weights, etas[-1], beta=options.beta))  # β, Eq. 11
     beta = torch.cat(betas)

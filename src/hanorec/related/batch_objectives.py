@@ -12,7 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hanorec.losses import NEAR_ZERO, LossOutput, at_least_float32, require, require_batch, require_positive
+from hanorec.losses import (
+    NEAR_ZERO,
+    LossOutput,
+    at_least_float32,
+    chosen_and_rejected,
+    require,
+    require_batch,
+    require_positive,
+    reward_gaps,
+)
 from hanorec.related.tables import log_ratios, output_of
 
 
@@ -44,10 +53,11 @@ def beta_dpo_loss(
     _check_draw(keep, beta_floor)
     chosen, rejected = log_ratios(policy, reference, beta)
     margins = (chosen - rejected).flatten()
+    gaps = reward_gaps(*chosen_and_rejected(policy), *chosen_and_rejected(reference), beta=1.0)  # Δ, less rounding
     running = RunningGaps(momentum=0.0) if running is None else running
-    mean, deviation = running.update(margins)
-    drawn = _draw(margins, mean, deviation, keep, generator)
-    factor = 1 + alpha * (margins.detach()[drawn].mean() - mean)
+    mean, deviation = running.update(gaps)
+    drawn = _draw(gaps, mean, deviation, keep, generator)
+    factor = 1 + alpha * (gaps[drawn].mean() - mean)
     used = (beta * factor).clamp(min=beta_floor)
     losses = -F.logsigmoid(used * margins)
     return output_of(losses, chosen, rejected, used, factor)._replace(loss=losses[drawn].mean())

@@ -14,9 +14,11 @@ from hanorec.losses import (
     LossOutput,
     adaptive_beta,
     at_least_float32,
+    chosen_and_rejected,
     policy_responsiveness,
     require_batch,
     require_positive,
+    reward_gaps,
 )
 from hanorec.related.tables import log_ratios, output_of, require_table, token_means
 
@@ -56,7 +58,8 @@ def hanorec_softmax_loss(
     require_positive(beta_floor=beta_floor)
     margins = chosen - rejected  # [B, R] Δ of Eq. 7
     if responsiveness is None:
-        responsiveness = policy_responsiveness(beta * margins.flatten())  # Eq. 8
+        gaps = reward_gaps(*chosen_and_rejected(policy), *chosen_and_rejected(reference), beta=beta)
+        responsiveness = policy_responsiveness(gaps)  # Eq. 8
     used = adaptive_beta(hardness.flatten(), responsiveness, beta=beta, floor=beta_floor)  # Eq. 11
     logits = F.pad(-used.view_as(margins) * margins, (1, 0))  # the chosen response against itself: 0
     return output_of(-logits.log_softmax(1)[:, 0], chosen, rejected, used, responsiveness)

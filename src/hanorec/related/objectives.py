@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hanorec.losses import LossOutput, chosen_and_rejected, log_ratio_margin
+from hanorec.losses import LossOutput, chosen_and_rejected, reward_gaps
 from hanorec.related.batch_objectives import RunningGaps, beta_dpo_loss, dama_loss
 from hanorec.related.group_objectives import cross_entropy_loss, dmpo_loss, grpo_loss, hanorec_softmax_loss, sdpo_loss
 from hanorec.related.pair_objectives import cdpo_loss, dpo_loss, ipo_loss, orpo_loss, simpo_loss
@@ -73,8 +73,8 @@ def related_objective(
         case "s-dpo":
             return sdpo_loss(policy, reference, beta=beta)
         case "hanorec-softmax":
-            margins = log_ratio_margin(*chosen_and_rejected(policy), *chosen_and_rejected(reference))
-            eta = responsiveness(beta * margins)
+            gaps = reward_gaps(*chosen_and_rejected(policy), *chosen_and_rejected(reference), beta=beta)
+            eta = responsiveness(gaps)
             return hanorec_softmax_loss(policy, reference, hardness, beta=beta, responsiveness=eta)
         case "dmpo":
             return dmpo_loss(policy, reference, beta=beta)
