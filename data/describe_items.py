@@ -17,6 +17,7 @@ import csv
 import io
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from hanorec.errors import DataError, exit_on_user_error
 from hanorec.models.backbone import DTYPES, Backbone, load_backbone
 from hanorec.models.encoding import open_images
 from hanorec.models.prompts import HISTORY
+from hanorec.training.bounds import BoundedOption
 
 QUESTION = "{image}Describe this image in one short sentence."
 TINY_QUESTION = f"{HISTORY}\n{{image}}{{title}}\nWhat is it?"  # what tools/pretrain_tiny.py has asked: look and topic
@@ -42,18 +44,16 @@ def main() -> None:
         "--prompt",
         help=f"what is asked, with {{image}} and, if wanted, {{title}} (default: {QUESTION}, for tiny another)",
     )
-    parser.add_argument("--new-tokens", type=int, default=40, help="most tokens of a description (default 40)")
-    parser.add_argument("--batch-size", type=int, default=16, help="images in a forward (default 16)")
-    parser.add_argument("--image-pixels", type=int, default=262_144, help="most pixels of an image (default 262144)")
+    number = partial(parser.add_argument, action=BoundedOption, least=1)
+    number("--new-tokens", type=int, default=40, help="most tokens of a description (default 40)")
+    number("--batch-size", type=int, default=16, help="images in a forward (default 16)")
+    number("--image-pixels", type=int, default=262_144, help="most pixels of an image (default 262144)")
     parser.add_argument("--dtype", default="auto", choices=("auto", *DTYPES), help="precision (default auto)")
     parser.add_argument("--remote-code", action="store_true", help="run Python files that come with a checkpoint")
     args = parser.parse_args()
     prompt = args.prompt or (TINY_QUESTION if args.backbone == "tiny" else QUESTION)
     if prompt.count("{image}") != 1:
         raise DataError(f"--prompt {prompt}: must say {{image}} once, where the image stands")
-    for name in ("new_tokens", "batch_size", "image_pixels"):
-        if getattr(args, name) < 1:
-            raise DataError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
     catalog, output = read_catalog(args.data), args.output or args.data / "descriptions.csv"
     left = items_left(catalog, output)
     if left:

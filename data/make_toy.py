@@ -14,6 +14,7 @@ from pathlib import Path
 
 from hanorec.data.toy import World, make_toy
 from hanorec.errors import DataError, exit_on_user_error
+from hanorec.training.bounds import LARGEST_SEED, BoundedOption
 
 MEANING = {
     "warm_per_cell": "items of each theme and style that users choose from in training",
@@ -30,6 +31,9 @@ MEANING = {
     "seed": "of everything drawn",
 }
 
+AT_LEAST_ONE = ("warm_per_cell", "users", "longest_row", "shortest_row", "shortest_cold")
+MOST = {"affinity": 100, "spread": 20, "seed": LARGEST_SEED}  # of more, e to the power of it is infinite
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -41,6 +45,7 @@ def main() -> None:
         parser.add_argument(
             f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default,
             help=f"{MEANING[field.name]} (default {field.default})",
+            action=BoundedOption, least=int(field.name in AT_LEAST_ONE), most=MOST.get(field.name),
         )  # fmt: skip
     args = vars(parser.parse_args())
     folder, overwrite = args.pop("folder"), args.pop("overwrite")

@@ -24,7 +24,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, SmolVLMForCondi
 from hanorec.data.catalog import read_catalog
 from hanorec.errors import DataError, exit_on_user_error
 from hanorec.models.prompts import HISTORY, QUESTIONS
-from hanorec.models.tiny import PRETRAINED, build_model, build_processor, build_tokenizer
+from hanorec.models.tiny import PRETRAINED, SPECIAL_TOKENS, build_model, build_processor, build_tokenizer
+from hanorec.training.bounds import BoundedOption
 
 PHRASES = [HISTORY, *QUESTIONS.values(), "\nAssistant:"]  # of every prompt
 COPIES = 400  # of the titles beside the prose, so that their words become tokens first
@@ -34,7 +35,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="dataset folder, see docs/data.md")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the new checkpoint")
-    parser.add_argument("--size", type=int, default=6144, help="most tokens of the vocabulary (default 6144)")
+    parser.add_argument(
+        "--size", type=int, default=6144, help="most tokens of the vocabulary (default 6144)",
+        action=BoundedOption, least=256 + len(SPECIAL_TOKENS),
+    )  # fmt: skip
     parser.add_argument("--whole-titles", action="store_true", help="make each title and question one token, too")
     args = parser.parse_args()
     if args.output.exists():

@@ -21,6 +21,7 @@ import json
 import math
 import pydoc_data.topics
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from hanorec.models.images import CatalogImages
 from hanorec.models.packing import Prompt
 from hanorec.models.prompts import HISTORY, QUESTIONS
 from hanorec.models.scoring import score
+from hanorec.training.bounds import LARGEST_SEED, BoundedOption
 
 DESCRIBE = "What is it?"
 SHARED = "What do most of them share?"
@@ -151,18 +153,13 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, default=tiny.PRETRAINED, help="where the checkpoint goes (default: the package)"
     )
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        default=14,
-        help="how long to train; the schedule follows the clock (default 14, on two cores)",
-    )
-    parser.add_argument("--batch-size", type=int, default=24, help="examples a step (default 24)")
-    parser.add_argument(
-        "--learning-rate", type=float, default=1.5e-3, help="peak of the cosine schedule (default 1.5e-3)"
-    )
-    parser.add_argument("--pool", type=int, default=1200, help="drawings kept at a time (default 1200)")
-    parser.add_argument("--seed", type=int, default=7)
+    number = partial(parser.add_argument, action=BoundedOption)
+    text = "how long to train; the schedule follows the clock (default 14, on two cores)"
+    number("--minutes", type=float, default=14, above=0, help=text)
+    number("--batch-size", type=int, default=24, least=1, help="examples a step (default 24)")
+    number("--learning-rate", type=float, default=1.5e-3, least=0, help="peak of the cosine schedule (default 1.5e-3)")
+    number("--pool", type=int, default=1200, least=len(STYLES), help="drawings kept at a time (default 1200)")
+    number("--seed", type=int, default=7, least=0, most=LARGEST_SEED)
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)

@@ -113,7 +113,7 @@ def test_a_title_that_names_a_special_token_is_not_shown(title, shown):
     "more, message",
     [
         (("--prompt", "What?"), "--prompt What?: must say {image} once"),
-        (("--batch-size", 0), "--batch-size 0: must be at least 1"),
+        (("--batch-size", 0), "--batch-size 0: must be a number of at least 1"),
     ],
 )
 def test_what_cannot_be_asked_is_an_error(folder, run, more, message):

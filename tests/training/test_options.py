@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import typing
 
 import pytest
 
@@ -95,7 +96,8 @@ def test_a_switch_takes_a_bare_name_or_true_or_false(call):
     [
         (SFTOptions, ["--batch-size", 0], "--batch-size 0: must be a number of at least 1"),
         (SFTOptions, ["--candidates", 1], "--candidates 1: must be a number of at least 2"),
-        (SFTOptions, ["--epochs", "nan"], "--epochs nan: must be a number of at least 0"),
+        (SFTOptions, ["--epochs", "nan"], "--epochs nan: must be a number above 0 and at most 1000000"),
+        (SFTOptions, ["--epochs", 0], "--epochs 0.0: must be a number above 0"),
         (SFTOptions, ["--epochs", "inf"], "--epochs inf: must be a number"),
         (SFTOptions, ["--lora-dropout", "1.5"], "--lora-dropout 1.5: must be a number of at least 0 and at most 0.9"),
         (SFTOptions, ["--history", -1], "--history -1: must be a number of at least 1"),
@@ -118,10 +120,23 @@ def test_what_is_refused(error, kind, arguments, message):
     assert message in error(kind, *arguments)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_number_has_bounds(error, kind):
+    """Of each option that is a number: what is negative, is none, has no end, or is longer than torch counts."""
+    types = typing.get_type_hints(kind)
+    numbers = [name for name, type in types.items() if {int, float} & {type, *typing.get_args(type)}]
+    assert len(numbers) > 4
+    for name in numbers:
+        flag = f"--{name.replace('_', '-')}"
+        whole = int in (types[name], *typing.get_args(types[name]))
+        for value in ("-1", 10**30) if whole else ("-1", "nan", "inf", "-inf"):
+            assert f"{flag} {value}".removesuffix("-1") in error(kind, f"{flag}={value}"), name
+
+
 def test_bounds_are_included(call):
-    options = call(DPOOptions, "--batch-size", 1, "--rejected", 1, "--warmup", 1, "--noise-std", 0, "--epochs", 0)
+    options = call(DPOOptions, "--batch-size", 1, "--rejected", 1, "--warmup", 1, "--noise-std", 0)
     assert (options.batch_size, options.rejected, options.warmup) == (1, 1, 1.0)
-    assert (options.noise_std, options.epochs) == (0.0, 0.0)
+    assert options.noise_std == 0.0
 
 
 def test_candidates_of_an_evaluation_are_a_number_or_all(call, error):

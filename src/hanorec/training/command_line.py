@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
-import math
 import sys
 from collections.abc import Mapping
 from dataclasses import field, fields
@@ -20,6 +19,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from hanorec.errors import DataError
+from hanorec.training.bounds import BoundedOption
 
 Kind = TypeVar("Kind")
 
@@ -27,13 +27,13 @@ Kind = TypeVar("Kind")
 def option(default: Any, help: str, **argument: Any) -> Any:
     """A dataclass field that is an option. The help ends with the default, unless that is None: then `help` says it.
 
-    argument: `least` and `most`, the bounds of a number; `or_word`, a word that may stand in place of the number;
-    everything else goes to argparse's `add_argument`.
+    argument: `least`, `above`, `most` and `or_word` go to `BoundedOption`, everything else to argparse's
+    `add_argument`.
     """
     if default is not None:
         shown = " ".join(default) if isinstance(default, list) else str(default)
         help += f" (default: {shown.lower() if isinstance(default, bool) else shown})"
-    metadata = {"action": _CheckedOption, "help": help, **argument}
+    metadata = {"action": BoundedOption, "help": help, **argument}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -42,32 +42,6 @@ def option(default: Any, help: str, **argument: Any) -> Any:
 def switch(default: bool | None, help: str) -> Any:
     """An option that is true or false; its bare name means true."""
     return option(default, help, nargs="?", const=True, metavar="true|false")
-
-
-class _CheckedOption(argparse.Action):
-    """Stores a value, after comparing a number with its bounds."""
-
-    def __init__(self, *args, least: float | None = None, most: float | None = None, or_word: str = "", **kwargs):
-        super().__init__(*args, **kwargs)
-        self.least, self.most, self.or_word = least, most, or_word
-        if self.metavar is None:
-            self.metavar = "N" if self.type is int else "X" if self.type is float else None
-
-    def __call__(self, parser, namespace, value, option_string=None):
-        if self.least is not None and value != self.or_word and not _within(value, self.least, self.most):
-            most = "" if self.most is None else f" and at most {self.most}"
-            word = f", or {self.or_word}" if self.or_word else ""
-            parser.error(f"{self.option_strings[0]} {value}: must be a number of at least {self.least}{most}{word}")
-        setattr(namespace, self.dest, value)
-
-
-def _within(value: float | str, least: float, most: float | None) -> bool:
-    """Whether a number, or a whole number as text, is finite and within the bounds."""
-    try:
-        number = int(value) if isinstance(value, str) else value
-    except ValueError:
-        return False
-    return least <= number < math.inf and (most is None or number <= most)  # nan is within no bounds
 
 
 def parse(kind: type[Kind]) -> Kind:
@@ -115,9 +89,7 @@ def _parser(kind: type, file: Path | None = None) -> HfArgumentParser:
         allow_abbrev=False,
     )
     for action in parser._actions:
-        if isinstance(
-            action, _CheckedOption
-        ):  # --batch_size is read like --batch-size; help and errors show the latter
+        if isinstance(action, BoundedOption):  # --batch_size is read like --batch-size; help and errors show the latter
             action.option_strings = action.option_strings[-1:]
     return parser
 

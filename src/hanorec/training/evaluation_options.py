@@ -14,6 +14,7 @@ from typing import Literal, Optional
 from hanorec.data.dataset import TOY_FOLDER
 from hanorec.data.examples import HISTORY
 from hanorec.errors import DataError
+from hanorec.training.bounds import LARGEST_SEED
 from hanorec.training.command_line import option, switch
 from hanorec.training.options import SFTOptions, Task, check_fixed, fixed_by_protocol
 
@@ -73,7 +74,7 @@ class RankingOptions:
         "random", "draw the other candidates uniformly, or among those that negatives.tsv lists for the target"
     )
     users: Optional[int] = option(None, "users to rank, drawn by the seed (default: all of them)", least=1)
-    seed: int = option(2025, "seed that draws users and candidates", least=0)
+    seed: int = option(2025, "seed that draws users and candidates", least=0, most=LARGEST_SEED)
 
 
 @dataclass

@@ -14,6 +14,7 @@ from typing import Any, Literal, Optional
 
 from hanorec.errors import DataError
 from hanorec.related.release import fixed_options
+from hanorec.training.bounds import LARGEST_SEED
 from hanorec.training.command_line import option, switch
 
 Task = Literal["next", "top3", "yesno"]
@@ -122,7 +123,7 @@ class ComputeOptions:
 class OptimizationOptions:
     _argument_group_name = "optimization"
 
-    epochs: float = option(1.0, "passes over the training windows", least=0)
+    epochs: float = option(1.0, "passes over the training windows", above=0, most=1_000_000)
     max_steps: Optional[int] = option(None, "most optimizer steps (default: those of the epochs)", least=1)
     batch_size: int = option(
         16,
@@ -133,12 +134,12 @@ class OptimizationOptions:
     learning_rate: float = option(1e-4, "peak of AdamW's learning rate, before it falls to zero in a cosine", least=0)
     warmup: float = option(0.03, "share of the steps in which the learning rate rises", least=0, most=1)
     weight_decay: float = option(0.01, "AdamW's weight decay, on matrices only", least=0)
-    seed: int = option(2025, "seed of everything random: order, negatives, dropout, noise", least=0)
+    seed: int = option(2025, "seed of everything random: order, negatives, dropout, noise", least=0, most=LARGEST_SEED)
 
 
 @dataclass
 class SFTOptimizationOptions(OptimizationOptions):
-    epochs: float = option(1.5, "passes over the training windows", least=0)
+    epochs: float = option(1.5, "passes over the training windows", above=0, most=1_000_000)
     learning_rate: float = option(
         1e-3, "peak of AdamW's learning rate; the paper's 0.0001 suits LoRA on a large model", least=0
     )
