@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from hanorec.data.catalog import Catalog, read_catalog, read_descriptions
 from hanorec.errors import DataError, exit_on_user_error
+from hanorec.files import check_new_folder
 from hanorec.models.backbone import DTYPES, Backbone, load_backbone
 from hanorec.models.encoding import open_images
 from hanorec.models.prompts import HISTORY
@@ -55,6 +56,7 @@ def main() -> None:
     if prompt.count("{image}") != 1:
         raise DataError(f"--prompt {prompt}: must say {{image}} once, where the image stands")
     catalog, output = read_catalog(args.data), args.output or args.data / "descriptions.csv"
+    check_new_folder(output.parent)
     left = items_left(catalog, output)
     if left:
         how = dict(dtype=args.dtype, views="one", remote_code=args.remote_code)

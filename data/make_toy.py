@@ -14,6 +14,7 @@ from pathlib import Path
 
 from hanorec.data.toy import World, make_toy
 from hanorec.errors import DataError, exit_on_user_error
+from hanorec.files import check_new_folder
 from hanorec.training.bounds import LARGEST_SEED, BoundedOption
 
 MEANING = {
@@ -49,6 +50,7 @@ def main() -> None:
         )  # fmt: skip
     args = vars(parser.parse_args())
     folder, overwrite = args.pop("folder"), args.pop("overwrite")
+    check_new_folder(folder)
     if folder.exists() and any(folder.iterdir()):
         if not overwrite:
             raise DataError(f"{folder}: exists and is not empty; give --overwrite to replace it")

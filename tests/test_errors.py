@@ -61,3 +61,12 @@ def test_ids_and_titles_of_a_catalogue_are_shown_escaped(row, tmp_path, capsys):
         read_sequences(tmp_path / "train\x1b[2J.tsv", read_catalog(tmp_path))
     said = capsys.readouterr().err
     assert r"\x1b[2J" in said and "\x1b" not in said
+
+
+@pytest.mark.parametrize("name", ["file/x", "n" * 300, "loop/x", "."])
+def test_a_path_that_cannot_be_written_is_a_users_error_in_a_line(tmp_path, name, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(SystemExit) as stop, exit_on_user_error():
+        (tmp_path / name).write_text("")
+    assert stop.value.code == 2 and capsys.readouterr().err.startswith(f"error: {tmp_path / name}: ")

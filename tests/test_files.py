@@ -11,6 +11,7 @@ import pytest
 from processes import SERVER
 
 from hanorec import files
+from hanorec.errors import DataError
 
 
 def test_a_file_that_cannot_be_written_leaves_the_one_before_and_nothing_beside(tmp_path, monkeypatch):
@@ -83,3 +84,15 @@ def test_a_folder_takes_the_place_of_a_folder_or_a_link_once_it_is_on_the_disk(t
         assert [path.name for path in (tmp_path / name).iterdir()] == ["deep"] and not (tmp_path / name).is_symlink()
         assert not fresh.exists()
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["file", "file/run", "file/deep/run", "loop", "loop/run", "to-file/run"])
+def test_where_no_folder_can_be_the_error_says_what_is_in_the_way(tmp_path, name):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "to-file").symlink_to("file")
+    with pytest.raises(DataError, match=f"{name}: cannot be a folder, .*/(file|loop) is none"):
+        files.check_new_folder(tmp_path / name)
+    (tmp_path / "link").symlink_to("nothing-yet")
+    for fine in (tmp_path, tmp_path / "new" / "run", tmp_path / "link", tmp_path / "link" / "run"):
+        files.check_new_folder(fine)

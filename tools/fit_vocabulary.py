@@ -23,6 +23,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, SmolVLMForCondi
 
 from hanorec.data.catalog import read_catalog
 from hanorec.errors import DataError, exit_on_user_error
+from hanorec.files import check_new_folder
 from hanorec.models.prompts import HISTORY, QUESTIONS
 from hanorec.models.tiny import PRETRAINED, SPECIAL_TOKENS, build_model, build_processor, build_tokenizer
 from hanorec.training.bounds import BoundedOption
@@ -43,6 +44,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.output.exists():
         raise DataError(f"{args.output}: exists already")
+    check_new_folder(args.output)
     titles = list(read_catalog(args.data).titles)
     before = AutoTokenizer.from_pretrained(PRETRAINED)
     whole = [*titles, *PHRASES] if args.whole_titles else ()

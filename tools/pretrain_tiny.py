@@ -29,6 +29,8 @@ import torch
 from tqdm import tqdm
 
 from hanorec.data.toy import NAMES, STYLES, THEMES, draw
+from hanorec.errors import exit_on_user_error
+from hanorec.files import check_new_folder
 from hanorec.models import tiny
 from hanorec.models.backbone import Backbone, load_backbone
 from hanorec.models.images import CatalogImages
@@ -162,6 +164,7 @@ def main() -> None:
     number("--seed", type=int, default=7, least=0, most=LARGEST_SEED)
     args = parser.parse_args()
 
+    check_new_folder(args.output)
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
     tiny.save_tiny(args.output, vocabulary_texts())
@@ -207,4 +210,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_user_error():
+        main()

@@ -18,6 +18,7 @@ import torch
 from transformers import AutoProcessor, SmolVLMConfig, SmolVLMForConditionalGeneration
 
 from hanorec.errors import DataError, exit_on_user_error
+from hanorec.files import check_new_folder
 
 SIZE = dict(
     hidden_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=32,
@@ -33,6 +34,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.output.exists():
         raise DataError(f"{args.output}: exists already")
+    check_new_folder(args.output)
     config = SmolVLMConfig.from_pretrained(args.like)
     for name, value in SIZE.items():
         setattr(config.text_config, name, value)

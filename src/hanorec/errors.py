@@ -22,6 +22,8 @@ OF_THE_MACHINE = {  # no room, not to be written, broken, no more open files
     errno.EMFILE, errno.ENFILE,
 }  # fmt: skip
 
+OF_A_PATH = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP}
+
 
 class DataError(ValueError):
     """Input that cannot be used: a file, an option, a folder. The message names it and says what to do."""
@@ -61,6 +63,9 @@ def exit_on_user_error() -> Iterator[None]:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in OF_A_PATH:
+            print(f"error: {shown(f'{error.filename}: {error.strerror}')}", file=sys.stderr)
+            raise SystemExit(2) from None
         reason = str(error) if isinstance(error, MachineError) else what_the_machine_lacks(error)
         if not reason:
             raise

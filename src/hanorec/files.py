@@ -45,6 +45,16 @@ def replace_bytes(path: Path, content: bytes) -> None:
     to_disk(path.parent)
 
 
+def check_new_folder(path: Path) -> None:
+    """Errors: DataError where no folder can be made or used at a path: a file, or a link to itself, is in the way."""
+    there = Path(os.path.realpath(path))
+    for place in (there, *there.parents):
+        if os.path.lexists(place):
+            if not place.is_dir():
+                raise DataError(f"{path}: cannot be a folder, {place} is none")
+            return
+
+
 def replace_folder(fresh: Path, path: Path) -> None:
     """Put a folder that lies beside `path` in its place, once all that it holds is on the disk.
 

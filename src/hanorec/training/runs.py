@@ -48,13 +48,14 @@ Options = SFTOptions | DPOOptions
 def check_output(options: Options) -> None:
     """Refuse, before any work is done, an output folder that may not be used.
 
-    Errors: DataError where it is not empty and neither --overwrite nor --resume is given, where --overwrite would
-    replace what is no run or what the new run starts from, where --resume meets no run or a finished one, where another
-    process trains in it, or where it holds the cache, which is written before it.
+    Errors: DataError where it is no folder, holds the cache, or is not empty and neither --overwrite nor --resume is
+    given; where --overwrite would replace what is no run or what the new run starts from, where --resume meets no run
+    or a finished one, or where another process trains in it.
     """
     folder, start = Path(options.output), _start(options)
     if not distributed.is_main_process():
         return
+    files.check_new_folder(folder)
     if (cache := cache_folder(options.cache, options.output)).resolve().is_relative_to(folder.resolve()):
         raise DataError(f"--cache {cache}: lies in the run's folder; give one outside of it")
     if folder.exists() and folder.resolve() == Path(start).resolve():
