@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from hanorec.data.catalog import Catalog
+from hanorec.data.dataset import open_dataset
 from hanorec.data.interactions import UserHistory
 from hanorec.errors import DataError
 from hanorec.related import release
-from hanorec.related.release import release_examples, release_split, release_windows
+from hanorec.related.release import check_release_rows, release_examples, release_split, release_windows
 
 ROW = UserHistory("u", (9, 0, 1, 2, 3, 4, 5))  # item 9 is too old to be used, and was chosen all the same
 
@@ -111,9 +113,28 @@ def test_examples_depend_on_seed_and_user_alone():
 
 def test_answers_that_are_all_alike_cannot_be_ranked():
     rows = [UserHistory("u", (0, 1, 2, 3, 4, 5))]
-    with pytest.raises(DataError, match="test: the answer to all 1 examples is (Yes|No), and AUC compares the two"):
+    with pytest.raises(DataError, match="^the answer to all 1 examples is (Yes|No), and AUC compares the two"):
         examples_of(rows, "yesno", catalog(30), "test")
     assert len(examples_of(rows, "yesno", catalog(30), "train")) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*have no image", "ignore:.*the last item")
+@pytest.mark.parametrize(
+    "task, items, told", [("top3", 9, "4 negatives"), ("yesno", 10, "negatives"), ("top3", 10, "")]
+)
+def test_what_an_evaluation_would_stop_at_is_told_before_training(tmp_path, task, items, told):
+    """A user of 6 items leaves 3 or 4 for the 4 negatives, or for the 5 of a yes/no example about an item not chosen."""
+    (tmp_path / "titles.csv").write_text("".join(f"{item},Title {item}\n" for item in range(items)))
+    (tmp_path / "train.tsv").write_text("u\t0 1 2 3 4 5\n")
+    data = open_dataset(tmp_path)
+    check_release_rows(data, task, seed=1)  # there is no test.tsv yet
+    (tmp_path / "test.tsv").write_text("".join(f"u{user}\t0 1 2 3 4 5\n" for user in range(8)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check_release_rows(data, task, seed=1)
+    said = "\n".join(str(each.message) for each in caught)
+    assert ("test.tsv: user u" in said) == bool(told) and told in said
+    assert not told or f"left of the {items} that they are drawn from" in said
 
 
 def test_a_split_gives_them(data):

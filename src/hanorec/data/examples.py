@@ -87,7 +87,7 @@ class Negatives:
         if len(free) < number:
             raise DataError(
                 f"user {window.user}: {number} negatives asked for, but only {len(free)} items are left "
-                f"(the training rows hold {len(self.pool)} items)"
+                f"of the {len(self.pool)} that they are drawn from"
             )
         hard = number if hard is None else hard
         if self.strategy == "popularity":

@@ -12,6 +12,8 @@ What it cannot take over, such as ids that have no title, is in docs/differences
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -44,13 +46,26 @@ def release_split(data: Dataset, split: str, task: str, *, users: int | None = N
     """The examples of a split, as `dataset.split_examples` gives those of the standard protocol.
 
     users: take only so many, drawn by the seed (None: all). Errors: DataError as `release_windows` and
-    `release_examples` raise it, and where no row is long enough.
+    `release_examples` raise it, with the file's name, and where no row is long enough.
     """
     histories = read_split(data, split)
     windows, skipped = release_windows(histories, split, task)
     check_skipped(data, split, task, histories, skipped, shortest=LENGTH)
     drawn = draw_windows(windows, users, nested=False, seed=seed)
-    return release_examples(drawn, data.catalog, split, task, seed=seed)
+    try:
+        return release_examples(drawn, data.catalog, split, task, seed=seed)
+    except DataError as error:
+        raise DataError(f"{data.folder / split}.tsv: {error}") from error
+
+
+def check_release_rows(data: Dataset, task: str, *, seed: int) -> None:
+    """Warn, before hours of training, of what an evaluation on test.tsv would stop at. A dataset without that file has
+    nothing to be checked."""
+    if os.path.lexists(data.folder / "test.tsv"):
+        try:
+            release_split(data, "test", task, seed=seed)
+        except DataError as error:
+            warnings.warn(str(error), stacklevel=3)
 
 
 def release_windows(histories: Iterable[UserHistory], split: str, task: str) -> tuple[list[Window], int]:
@@ -107,7 +122,7 @@ def release_examples(
     answers = {example.candidates == example.targets for example in examples}
     if task == "yesno" and split != "train" and len(answers) == 1:
         raise DataError(
-            f"{split}: the answer to all {len(examples)} examples is {'Yes' if answers.pop() else 'No'}, and AUC "
+            f"the answer to all {len(examples)} examples is {'Yes' if answers.pop() else 'No'}, and AUC "
             f"compares the two; take more users or another seed"
         )
     return examples

@@ -13,7 +13,7 @@ from hanorec.data.examples import Example
 from hanorec.models.backbone import Backbone
 from hanorec.models.images import CatalogImages
 from hanorec.models.prompts import Prompts
-from hanorec.related.release import release_split
+from hanorec.related.release import check_release_rows, release_split
 from hanorec.training.options import SFTOptions
 
 
@@ -39,6 +39,8 @@ def validation_examples(data: Dataset, sft: SFTOptions, *, seed: int, users: int
     """
     if sft.protocol == "standard":
         check_test_rows(data, sft.task, history=sft.history, candidates=sft.candidates)
+    else:
+        check_release_rows(data, sft.task, seed=seed)
     return open_examples(data, "val", sft, seed=seed, users=users, rejected=0)
 
 
