@@ -15,10 +15,12 @@ Only titles are read, no user's row.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from pretrain_tiny import vocabulary_texts
+from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, SmolVLMForConditionalGeneration
 
 from hanorec.data.catalog import read_catalog
@@ -64,7 +66,7 @@ def save_with_vocabulary(
     2402.09977). Everything else stays as it was pretrained.
     """
     old, new = AutoTokenizer.from_pretrained(PRETRAINED), build_tokenizer(texts, vocabulary_size)
-    new.add_tokens(list(dict.fromkeys(whole)))
+    add_whole(new, whole)
     known = old.get_vocab()
     before = SmolVLMForConditionalGeneration.from_pretrained(PRETRAINED)
     table = before.get_input_embeddings().weight.detach()
@@ -77,6 +79,30 @@ def save_with_vocabulary(
     build_processor(new).save_pretrained(folder)
     model.save_pretrained(folder)
     return new
+
+
+def add_whole(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> None:
+    """Give each of the texts a token of its own, where it has none.
+
+    The pieces of one word are merged, as if the vocabulary had learnt it; other texts are added. A word cannot be
+    added: a vocabulary of bytes writes the byte 0xE9 as "é", so a token "Amélie" would be read as such bytes, and a
+    word of the chat format that is added counts as a part of it. A text of these letters that is no one word to the
+    tokenizer, such as "Ã©", stays in pieces.
+    """
+    core, letters = tokenizer.backend_tokenizer, frozenset(pre_tokenizers.ByteLevel.alphabet())
+    texts = list(dict.fromkeys(texts))
+    words = [text for text in texts if len(core.pre_tokenizer.pre_tokenize_str(text)) == 1]
+    while in_pieces := [pieces for pieces in map(tokenizer.tokenize, words) if len(pieces) > 1]:
+        state = json.loads(core.to_str())
+        for piece, *others in in_pieces:  # another word's merges may come first: the next round mends that
+            for other in others:
+                if [piece, other] not in state["model"]["merges"]:
+                    state["model"]["merges"].append([piece, other])
+                piece += other
+                state["model"]["vocab"].setdefault(piece, len(state["model"]["vocab"]))
+        core.model = Tokenizer.from_str(json.dumps(state)).model
+    others = [text for text in texts if text not in words]
+    tokenizer.add_tokens([text for text in others if text.isascii() or not letters.issuperset(text)])
 
 
 if __name__ == "__main__":

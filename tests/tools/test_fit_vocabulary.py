@@ -12,13 +12,15 @@ from tools.fit_vocabulary import save_with_vocabulary
 
 WORD = "Zanzibar"
 TITLE = f"The {WORD}, part two (1984)"
+# Letters that a vocabulary of bytes writes other bytes with; letters that are tokens already, also of the chat format.
+SHORT = ["é", "Amélie", "Åland", "¡", "ðł", "Ġthe", "天", "e", "User", "☃ 2", "lié", "Wall-E"]
 TEXTS = [f"{WORD} {WORD} (1984)", "Which item is next?"] * 50
 
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny") / "fitted"
-    save_with_vocabulary(folder, TEXTS, 400, whole=[TITLE, TITLE])
+    save_with_vocabulary(folder, TEXTS, 400, whole=[TITLE, *SHORT, TITLE])
     return load_backbone(str(folder))
 
 
@@ -31,6 +33,13 @@ def test_a_word_of_the_texts_and_a_whole_title_are_one_token_that_starts_at_the_
     assert len(pieces) > 1
     table = SmolVLMForConditionalGeneration.from_pretrained(tiny.PRETRAINED).get_input_embeddings().weight
     assert torch.equal(fitted.model.get_input_embeddings().weight[token], table[pieces].mean(dim=0).float())
+
+
+@pytest.mark.parametrize("text", SHORT)
+def test_a_short_title_is_a_token_of_its_own_that_reads_as_it_was_written(fitted, text):
+    (token,) = fitted.title_tokens(text)
+    assert fitted.processor.tokenizer.decode([token]) == text
+    assert len({fitted.title_tokens(title)[0] for title in SHORT}) == len(SHORT)
 
 
 def test_a_token_that_was_known_and_all_layers_stay_as_they_were(fitted):
