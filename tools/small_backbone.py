@@ -19,6 +19,7 @@ from transformers import AutoProcessor, SmolVLMConfig, SmolVLMForConditionalGene
 
 from hanorec.errors import DataError, exit_on_user_error
 from hanorec.files import check_new_folder
+from hanorec.models.checkpoint import check_checkpoint
 
 SIZE = dict(
     hidden_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=32,
@@ -35,6 +36,7 @@ def main() -> None:
     if args.output.exists():
         raise DataError(f"{args.output}: exists already")
     check_new_folder(args.output)
+    check_checkpoint(args.like)
     config = SmolVLMConfig.from_pretrained(args.like)
     for name, value in SIZE.items():
         setattr(config.text_config, name, value)

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
-from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 from hanorec import distributed
-from hanorec.errors import DataError
+from hanorec.errors import DataError, what_the_machine_lacks
 from hanorec.models import attention, chat, tiny
+from hanorec.models.checkpoint import check_checkpoint
 from hanorec.models.discovery import find_layout
 from hanorec.models.layout import Layout
 
@@ -157,33 +157,46 @@ def load_backbone(
     views: "one" keeps the processor from cutting images into tiles.
     remote_code: whether Python files that come with a checkpoint may run.
     commit: which version of a checkpoint of the hub (None: the newest).
-    Warns where responses cannot be packed behind their prompt, with the reason.
-    Errors: DataError where the checkpoint cannot be found, or is no model that reads images as tokens.
+    Warns where responses cannot be packed behind their prompt, with the reason, and of weights that are not there.
+    Errors: DataError where the checkpoint cannot be found, is damaged, asks for more than its weights hold, or is no
+    model that reads images as tokens.
     """
     device = device or distributed.device()
     source = str(tiny.PRETRAINED) if name == "tiny" else name
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise DataError(f"{source}: no model checkpoint (no config.json)")
-    if not Path(source).exists():
+    if Path(source).is_dir():
+        check_checkpoint(Path(source))
+    else:
         check_hub(source)
     compute = choose_dtype(dtype, device)
-    options = {"trust_remote_code": remote_code} | ({"revision": commit} if commit else {})
-    model: Any
+    how: dict[str, Any] = {"trust_remote_code": remote_code} | ({"revision": commit} if commit else {})
     try:
-        processor = AutoProcessor.from_pretrained(source, **options)
-        model = AutoModelForImageTextToText.from_pretrained(source, dtype=compute, use_safetensors=True, **options)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"backbone {name}: cannot be loaded as an image-text-to-text model: {first_line}") from error
-    if views == "one":
-        for setting in TILES:
-            if hasattr(processor.image_processor, setting):
-                setattr(processor.image_processor, setting, False)
-    torch.set_float32_matmul_precision("high")  # TF32, where there is such a thing
-    backbone = describe(model.to(device).eval(), processor, name)
+        processor = AutoProcessor.from_pretrained(source, **how)
+        how |= {"dtype": compute, "use_safetensors": True, "output_loading_info": True}
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(source, **how)
+        model, info = loaded
+        if views == "one":
+            for setting in TILES:
+                if hasattr(processor.image_processor, setting):
+                    setattr(processor.image_processor, setting, False)
+        torch.set_float32_matmul_precision("high")  # TF32, where there is such a thing
+        backbone = describe(model.to(device).eval(), processor, name)
+    except DataError:
+        raise
+    except Exception as error:  # what strangers' files say can raise anything
+        if what_the_machine_lacks(error):
+            raise
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        if "ignore_mismatched_sizes" in reason:
+            reason = "its config.json asks for other sizes than its weights have"
+        raise DataError(f"backbone {name}: cannot be loaded as an image-text-to-text model: {reason}") from error
     backbone.compute = compute
     if backbone.layout.why_unpacked:
         warnings.warn(f"backbone {name}: one forward a response, because {backbone.layout.why_unpacked}", stacklevel=2)
+    if missing := sorted(info["missing_keys"]):
+        what = f"{len(missing)} tensors are not in its files and start at random, for instance {missing[0]}"
+        warnings.warn(f"backbone {name}: {what}", stacklevel=2)
     return backbone
 
 
@@ -219,11 +232,14 @@ def describe(model: Any, processor: Any, name: str = "") -> Backbone:
         raise DataError(f"backbone {name}: {type(model).__name__} takes no images")
     if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
         raise DataError(f"backbone {name}: {type(model).__name__} does not read images as tokens in its text")
-    image_text = chat.image_text(processor)
+    try:
+        image_text, chat_format = chat.image_text(processor), chat.chat_format(processor)
+    except DataError as error:
+        raise DataError(f"backbone {name}: {error}") from error
     layout = find_layout(model, processor, image_text)
     if not layout.why_unpacked:
         attention.use_blocks(model)
-    return Backbone(model, processor, *chat.chat_format(processor), image_text, layout)
+    return Backbone(model, processor, *chat_format, image_text, layout)
 
 
 def language_model(model: Any) -> torch.nn.Module:

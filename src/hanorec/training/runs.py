@@ -18,6 +18,7 @@ from torch import Tensor
 from hanorec import __version__, distributed, files
 from hanorec.errors import DataError
 from hanorec.models.backbone import TILES, Backbone, load_backbone
+from hanorec.models.checkpoint import check_adapter
 from hanorec.training.digests import (
     changed_files,
     check_run,
@@ -231,6 +232,7 @@ def _save_weights(backbone: Backbone, model: Path, weights: dict[str, Tensor]) -
 
 
 def _with_adapter(backbone: Backbone, folder: Path, base: str) -> PeftModel:
+    check_adapter(folder)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what it would say of missing layers is said below
