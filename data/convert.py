@@ -12,11 +12,13 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 from hanorec.data.prepare import Prepared, Raw, Settings, prepare
 from hanorec.data.raw import BadLines
 from hanorec.errors import DataError, exit_on_user_error
+from hanorec.training.bounds import BoundedOption
 
 Read = Callable[[argparse.Namespace, BadLines], Raw]
 EPILOG = """\
@@ -50,7 +52,7 @@ def parse(description: str, add: Callable | None, defaults: dict) -> argparse.Na
         description=description, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     usual = Settings(**defaults)
-    one = parser.add_argument
+    one, number = parser.add_argument, partial(parser.add_argument, action=BoundedOption)
     one("raw", type=Path, metavar="RAW", help="folder with the published files")
     one("out", type=Path, metavar="OUT", help="dataset folder to make")
     if add:
@@ -61,13 +63,27 @@ def parse(description: str, add: Callable | None, defaults: dict) -> argparse.Na
     one("--image-size", type=size, metavar="WxH", help=text)
     text = "keep interactions with at least this rating (default: "
     default = "all" if usual.min_rating is None else f"{usual.min_rating:g}"
-    one("--min-rating", type=float, default=usual.min_rating, metavar="X", help=f"{text}{default})")
+    number("--min-rating", type=float, least=-1e9, default=usual.min_rating, metavar="X", help=f"{text}{default})")
     text = "with at least so many interactions, again until nothing changes (default:"
-    one("--min-user", type=count, default=usual.min_user, metavar="N", help=f"keep users {text} {usual.min_user})")
-    one("--min-item", type=count, default=usual.min_item, metavar="N", help=f"keep items {text} {usual.min_item})")
+    number(
+        "--min-user",
+        type=int,
+        least=1,
+        default=usual.min_user,
+        metavar="N",
+        help=f"keep users {text} {usual.min_user})",
+    )
+    number(
+        "--min-item",
+        type=int,
+        least=1,
+        default=usual.min_item,
+        metavar="N",
+        help=f"keep items {text} {usual.min_item})",
+    )
     one("--keep-repeats", action="store_true", help="keep what a user chose again (default: each item once a user)")
     text = f"cut titles and descriptions that have more words (default: {usual.title_words})"
-    one("--title-words", type=count, default=usual.title_words, metavar="N", help=text)
+    number("--title-words", type=int, least=1, default=usual.title_words, metavar="N", help=text)
     text = "hold out each user's last two items, or all that came after a time (default: leave-one-out)"
     one("--split", choices=("leave-one-out", "time"), default=usual.split, help=text)
     text = (
@@ -91,12 +107,6 @@ def size(text: str) -> tuple[int, int]:
     if not (x and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
         raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT in pixels, such as 96x144, not {text!r}")
     return int(width), int(height)
-
-
-def count(text: str) -> int:
-    if not (text.isdecimal() and int(text)):
-        raise argparse.ArgumentTypeError(f"expected a whole number, at least 1, not {text!r}")
-    return int(text)
 
 
 def check_output(out: Path, overwrite: bool, sources: Sequence[Path]) -> None:

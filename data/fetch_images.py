@@ -27,6 +27,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
@@ -36,9 +37,9 @@ from tqdm import tqdm
 
 from hanorec import __version__, files
 from hanorec.data.catalog import read_catalog, read_texts
-from hanorec.data.untrusted import load_image
+from hanorec.data.untrusted import load_image, scaled_down
 from hanorec.errors import DataError, exit_on_user_error, shown
-from hanorec.models.encoding import scaled_down
+from hanorec.training.bounds import BoundedOption
 
 TRIED_AGAIN = {408, 425, 429, 500, 502, 503, 504}  # HTTP status
 LONGEST_WAIT = 120.0  # seconds, between two tries
@@ -63,12 +64,18 @@ class Refused(Exception):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="DIR", help="dataset folder with image_urls.csv")
-    parser.add_argument("--pixels", type=int, default=262_144, help="most pixels of an image (default 262144)")
-    parser.add_argument("--connections", type=int, default=8, help="downloads at a time (default 8)")
-    parser.add_argument("--retries", type=int, default=4, help="further tries where a server fails (default 4)")
-    parser.add_argument("--most-megabytes", type=int, default=20, help="largest file that is downloaded (default 20)")
-    parser.add_argument(
-        "--timeout", type=float, default=30, help="seconds without a byte, then a try ends (default 30)"
+    number = partial(parser.add_argument, action=BoundedOption)
+    number("--pixels", type=int, least=1, default=262_144, help="most pixels of an image (default 262144)")
+    number("--connections", type=int, least=1, default=8, help="downloads at a time (default 8)")
+    number("--retries", type=int, least=0, default=4, help="further tries where a server fails (default 4)")
+    number("--most-megabytes", type=int, least=1, default=20, help="largest file that is downloaded (default 20)")
+    number(
+        "--timeout",
+        type=float,
+        above=0,
+        most=86_400,
+        default=30,
+        help="seconds without a byte, then a try ends (default 30)",
     )
     parser.add_argument(
         "--any-address",
@@ -76,9 +83,6 @@ def main() -> None:
         help="connect to loopback, private and link-local addresses, too, and through the environment's proxy",
     )
     args = parser.parse_args()
-    for name, least in {"pixels": 1, "connections": 1, "retries": 0, "most_megabytes": 1, "timeout": 0.001}.items():
-        if not least <= getattr(args, name) < 1e9:
-            raise DataError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {least}")
     catalog, path = read_catalog(args.folder), args.folder / "image_urls.csv"
     if not path.is_file():
         raise DataError(f"{path}: no such file; it has a row item,url for each image, and the converters write it")

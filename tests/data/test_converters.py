@@ -250,7 +250,7 @@ def test_bad_lines_can_be_left_out_and_are_counted(tmp_path, script):
     ("options", "message"),
     [
         (("--min-user", "2"), "--min-user must be at least 3"),
-        (("--min-item", "0"), "expected a whole number, at least 1, not '0'"),
+        (("--min-item", "0"), "--min-item 0: must be a number of at least 1"),
         (("--image-size", "96"), "expected WIDTHxHEIGHT in pixels, such as 96x144, not '96'"),
         (
             ("--keep-without-image", "--min-rating", "4"),

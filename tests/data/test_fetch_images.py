@@ -210,7 +210,7 @@ def test_the_name_is_what_a_certificate_is_compared_with(monkeypatch):
         (None, (), "image_urls.csv: no such file"),
         ("item,url\n9,http://x.org\n", (), "image_urls.csv:2: item '9' is not in the catalogue"),
         ("item,url\n1,http://x.org,2\n", (), "image_urls.csv:2: expected item,url, found"),
-        ("item,url\n", ("--connections", "0"), "--connections 0: must be at least 1"),
+        ("item,url\n", ("--connections", "0"), "--connections 0: must be a number of at least 1"),
     ],
 )
 def test_what_cannot_be_asked_is_an_error(tmp_path, fetch, monkeypatch, capsys, content, options, message):
