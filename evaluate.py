@@ -6,12 +6,14 @@
     python evaluate.py --runs runs/sft runs/dpo --users 500
     python evaluate.py --candidates all                        among the whole catalogue
     python evaluate.py --baselines random popularity           without those that train for minutes
+    python evaluate.py --negatives popularity                  among items that are drawn by their popularity
     python evaluate.py --negatives listed                      among the items that negatives.tsv lists for the target
+    python evaluate.py --against sasrec                        by how much is each run above SASRec?
     python evaluate.py --show 3                                the lists of the first three users, after the table
 
 Every method answers for the same users and candidates. Prints a Markdown table and writes
-evaluation-<split>-<task>.json (with --candidates all: …-all.json, with --negatives listed: …-listed.json) into each
-run's folder; for the task next with the rank of every user's target.
+evaluation-<split>-<task>.json (with --candidates all: …-all.json, with --negatives listed: …-listed.json, and so on)
+into each run's folder; for the task next with the rank of every user's target.
 """
 
 from __future__ import annotations
@@ -66,9 +68,9 @@ def main() -> None:
         data.descriptions(each.item_view)
     full_catalog = FullCatalog(data.warm) if options.candidates == "all" else None
     drawn: dict[str, Any] = {"seed": options.seed, "rejected": 0}
-    if options.negatives == "listed":
-        lists = listed_negatives(data.folder, data.catalog)
-        drawn |= {"negatives": "listed", "neighbours": lists, "rejected": sft.candidates - 1}
+    if options.negatives != "random":
+        lists = listed_negatives(data.folder, data.catalog) if options.negatives == "listed" else None
+        drawn |= {"negatives": options.negatives, "neighbours": lists, "rejected": sft.candidates - 1}
     examples = open_examples(data, options.split, sft, users=options.users, **drawn)
     if distributed.is_main_process():
         how = f"task {sft.task}, protocol {sft.protocol}, candidates: {options.candidates}"
@@ -205,7 +207,7 @@ def write_results(
             "ahead": {method: ahead.tolist() for method, (ahead, _) in positions.items()},
             "tied": {method: tied.tolist() for method, (_, tied) in positions.items()},
         }
-    suffix = "-all" if options.candidates == "all" else "-listed" if options.negatives == "listed" else ""
+    suffix = "-all" if options.candidates == "all" else "" if options.negatives == "random" else f"-{options.negatives}"
     path = Path(run) / f"evaluation-{options.split}-{options.task}{suffix}.json"
     files.replace_text(path, json.dumps(content, indent=1) + "\n")
 

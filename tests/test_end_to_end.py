@@ -379,6 +379,16 @@ def test_a_run_keeps_the_view_of_an_item(script, toy_folder, runs, tmp_path, sft
     assert status == 2 and "descriptions.csv: no such file" in errors
 
 
+def test_candidates_that_are_drawn_by_popularity_take_its_lead_from_popularity(script, sft_run):
+    """Among items drawn by it, how popular an item is says less of whether it was chosen than among any items."""
+    found = {}
+    for drawn, name in (("random", "test-next"), ("popularity", "test-next-popularity")):
+        status, _, errors = script("evaluate", "--runs", sft_run, "--candidates", 20, "--negatives", drawn)
+        assert status == 0, errors
+        found[drawn] = json.loads((sft_run / f"evaluation-{name}.json").read_text())["measures"]["popularity"]["MRR"][0]
+    assert found["popularity"] < found["random"]
+
+
 def test_candidates_can_be_those_that_a_dataset_lists(script, runs, sft_run):
     """The small world lists 95 far and 5 near items for each: to popularity and chance these are as good as others."""
     options = ("evaluate", "--runs", sft_run, "--negatives", "listed", "--users", 12)

@@ -70,8 +70,10 @@ class RankingOptions:
         or_word="all",
         metavar="N|all",
     )
-    negatives: Literal["random", "listed"] = option(
-        "random", "draw the other candidates uniformly, or among those that negatives.tsv lists for the target"
+    negatives: Literal["random", "popularity", "listed"] = option(
+        "random",
+        "draw the other candidates uniformly, by popularity in training, or among those that negatives.tsv lists for "
+        "the target",
     )
     users: Optional[int] = option(None, "users to rank, drawn by the seed (default: all of them)", least=1)
     seed: int = option(2025, "seed that draws users and candidates", least=0, most=LARGEST_SEED)
@@ -128,8 +130,10 @@ def complete_evaluation(options: EvaluationOptions, runs: Mapping[str, SFTOption
         raise DataError(
             f"--candidates all: the prompts of {options.runs[0]} list the candidates, and cannot list all items"
         )
-    if options.negatives == "listed" and (all_items or options.task != "next"):
-        raise DataError("--negatives listed: draws some candidates for the next item (--candidates N, --task next)")
+    if options.negatives != "random" and (all_items or options.task != "next"):
+        raise DataError(
+            f"--negatives {options.negatives}: draws some candidates for the next item (--candidates N, --task next)"
+        )
     if options.show and options.task != "next":
         raise DataError(f"--show: is for the task next; the task is {options.task}")
     if options.show and (all_items or "full" not in options.modality):
