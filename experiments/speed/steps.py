@@ -3,6 +3,7 @@
     python -m experiments.speed.steps rejected      1, 3, 7 and 15 rejected responses a prompt
     python -m experiments.speed.steps dropout       the LoRA dropout of models/lora.py, torch's own, and none
     python -m experiments.speed.steps long_rows     attention in blocks or with the whole mask, over a long nested row
+    python -m experiments.speed.steps images        files that are opened and processed one by one, or many at a time
 
     python -m experiments.speed.steps rejected --backbone DIR --data DIR --batch-size 4 --name rejected-135m
 
@@ -30,6 +31,7 @@ from hanorec.data.examples import Example
 from hanorec.evaluation.report import markdown
 from hanorec.models import attention
 from hanorec.models.backbone import load_backbone
+from hanorec.models.encoding import open_images
 from hanorec.models.images import CatalogImages
 from hanorec.models.lora import Dropout, add_lora
 from hanorec.models.packing import Prompt
@@ -40,6 +42,7 @@ from hanorec.training.optimization import adamw, clip_gradients
 
 REJECTED = (1, 3, 7, 15)
 DROPOUTS = {"ours": Dropout, "torch's": torch.nn.Dropout, "none": torch.nn.Identity}
+IMAGES = 256
 TOKENS = (1000, 2000, 4000)
 ATTENTIONS = {"blocks": attention.NAME, "whole mask": "sdpa"}  # as transformers knows them
 Step = Callable[[list, list], None]  # on prompts and their responses
@@ -47,7 +50,7 @@ Step = Callable[[list, list], None]  # on prompts and their responses
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("question", choices=("rejected", "dropout", "long_rows"))
+    parser.add_argument("question", choices=("rejected", "dropout", "long_rows", "images"))
     parser.add_argument("--backbone", default="tiny")
     parser.add_argument("--data", type=Path, help="dataset folder (default: the toy catalogue)")
     parser.add_argument("--batch-size", type=int, default=16, help="prompts a step (default 16)")
@@ -60,6 +63,16 @@ def main() -> None:
     backbone = load_backbone(args.backbone, dtype="float32", device=torch.device("cpu"))
     row: dict = {"study": name, "version": version(), "threads": torch.get_num_threads()}
     row["parameters"] = backbone.num_parameters
+    if args.question == "images":
+        files = [path for path in data.catalog.images if path is not None][:IMAGES]
+        ways = {
+            "one by one": lambda: [open_images(backbone, [path]) for path in files],
+            "many at a time": lambda: [open_images(backbone, files[k : k + 32]) for k in range(0, len(files), 32)],
+        }
+        turns = {way: (here(step, peak=False), len(files)) for way, step in ways.items()}
+        append_row(RESULTS, {**row, "data": data.folder.name, "ways": measure(turns, args.turns)})
+        write_report(args.question, name)
+        return
     policy = add_lora(backbone)
     policy.model.train()
     images = CatalogImages(policy, data.catalog.images, frozen=True)
@@ -100,7 +113,11 @@ def main() -> None:
             steps = {kind: partial(drop, kind) for kind in DROPOUTS}
         turns = {way: (here(one, peak=False), len(x)) for way, one in steps.items()}
         append_row(RESULTS, {**row, "prompts": len(x), "ways": measure(turns, args.turns)})
-    text = REPORTS[args.question]([row for row in read_rows(RESULTS) if row["study"] == name])
+    write_report(args.question, name)
+
+
+def write_report(question: str, name: str) -> None:
+    text = REPORTS[question]([row for row in read_rows(RESULTS) if row["study"] == name])
     RESULTS.with_name(f"{name}.md").write_text(text, encoding="utf-8")
     print(text)
 
@@ -165,7 +182,26 @@ def report_long_rows(rows: list[dict]) -> str:
     return f"Made by `python -m experiments.speed.steps long_rows`.\n\n{table}\n"
 
 
-REPORTS = {"rejected": report_rejected, "dropout": report_dropout, "long_rows": report_long_rows}
+def report_images(rows: list[dict]) -> str:
+    """The table of every dataset's last row."""
+    lines = []
+    for row in {row["data"]: row for row in rows}.values():
+        for way, own in row["ways"].items():
+            low, middle, high = quantiles(against(row["ways"], way, "one by one"), n=4)
+            each = f"{median(own['milliseconds']):.2f}"
+            lines.append([row["data"], way, each, f"{middle:.2f}× [{low:.2f}, {high:.2f}]"])
+    table = markdown(
+        ["dataset", "images are opened", "CPU ms an image", "against one by one, median [quartiles]"], lines
+    )
+    return f"From a file to what the tiny backbone's processor makes of it, on one thread.\n\n{table}\n"
+
+
+REPORTS = {
+    "images": report_images,
+    "rejected": report_rejected,
+    "dropout": report_dropout,
+    "long_rows": report_long_rows,
+}
 
 
 if __name__ == "__main__":
