@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hanorec import distributed
-from hanorec.data.examples import Example
+from hanorec.data.examples import TARGETS, Example
 from hanorec.errors import DataError
 from hanorec.models.backbone import Backbone
 from hanorec.models.images import CatalogImages
@@ -89,10 +89,12 @@ class Prompts:
         self.question_alone = Prompt(self.question + self.separator, [])
         self.named = [self.around + title + self.around + self.suffix for title in self.titles]
         self.answers = {answer: backbone.tokens(answer) + self.suffix for answer in ("Yes", "No")}
+        longest_line = max(map(len, [*self.named, *self.answers.values()])) + len(self.newline)
+        self.longest_response = max(TARGETS.values()) * longest_line  # or more: what no prompt needs to be checked for
 
     def prompt(self, example: Example) -> Prompt:
         """The prompt x of an example: history, question, candidates."""
-        ids, question = self._history(example)[-1], self._question(example)
+        (ids, _), question = self._history(example), self._question(example)
         images = self._shown(example.shown or example.history) + question.image_items
         self._check_length(example, len(ids) + len(question.ids))
         return Prompt(ids + question.ids, images)
@@ -104,17 +106,18 @@ class Prompts:
         if len(examples) == 1 and not name_history:
             return self.prompt(examples[0])
         longest = max(examples, key=lambda example: len(example.history))
-        trunk = self._history(longest)
+        trunk, ends = self._history(longest)
         branches = []
         for example in examples:
             question = self._question(example)
-            self._check_length(example, len(trunk[len(example.history)]) + len(question.ids))
-            branches.append(Branch(len(trunk[len(example.history)]), question.ids, question.image_items))
+            end = ends[len(example.history)]
+            self._check_length(example, end + len(question.ids))
+            branches.append(Branch(end, question.ids, question.image_items))
         if name_history:
-            for before, item in zip(trunk, longest.history):
+            for before, item in zip(ends, longest.history):
                 if self._shown([item]):
-                    branches.append(Branch(len(before + self.newline + self.images.placeholders(item)), []))
-        return Prompt(trunk[-1], self._shown(longest.history), tuple(branches))
+                    branches.append(Branch(before + len(self.newline + self.images.placeholders(item)), []))
+        return Prompt(trunk, self._shown(longest.history), tuple(branches))
 
     def answers_of(self, examples: Sequence[Example], *, name_history: bool = False) -> list[list[int]]:
         """The chosen response to each prompt of `nested`; with name_history the titles of the trunk's items, too."""
@@ -122,12 +125,13 @@ class Prompts:
         named = self._shown(longest.history) if name_history else []
         return [*map(self.chosen, examples), *(self.titles[item] + self.suffix for item in named)]
 
-    def _history(self, example: Example) -> list[list[int]]:
-        """The first part of a prompt with none of the history's items, with the first, with the first two, …"""
-        parts = [self.opening]
+    def _history(self, example: Example) -> tuple[list[int], list[int]]:
+        """The first part of a prompt, and its tokens with none of the history's items, with the first, …"""
+        ids, ends = list(self.opening), [len(self.opening)]
         for item, image in zip(example.history, example.shown or example.history):
-            parts.append(parts[-1] + self.newline + self._item_view(item, image) + self.history_titles[item])
-        return parts
+            ids += self.newline + self._item_view(item, image) + self.history_titles[item]
+            ends.append(len(ids))
+        return ids, ends
 
     def _question(self, example: Example) -> Prompt:
         """The part of a prompt behind its history: the question and the candidates."""
@@ -187,11 +191,13 @@ class Prompts:
 
     def _check_length(self, example: Example, prompt: int) -> None:
         """Errors: DataError where a prompt of so many tokens and its longest response do not fit the context."""
+        if self.context is None or prompt + self.longest_response <= self.context:
+            return
         responses = (example.candidates, example.targets, *example.rejected)
         named = sorted({item for items in responses for item in items}, key=lambda item: len(self.titles[item]))
         answer = self.answers["Yes"] if self.task == "yesno" else self.name(named[-len(example.targets) :])
         tokens = prompt + len(answer) - 1  # a response's last token is not read
-        if self.context is None or tokens <= self.context:
+        if tokens <= self.context:
             return
         longest = max(*example.history, *example.unchosen, *named, key=lambda item: len(self.titles[item]))
         raise DataError(
