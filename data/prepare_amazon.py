@@ -72,9 +72,9 @@ def interactions(reviews: Path, metadata: Path, key: str, bad: BadLines) -> Inte
         for line, values in (named_values if kind == "json" else named_columns)(reviews, bad, NAMES[key]):
             yield line, *values
         return
-    sample = list(islice(csv_rows(reviews, BadLines(skip=True)), 1000))
+    sample = list(islice(csv_rows(reviews, BadLines(bad.skip)), 1000))
     ids = {cell for _, cells in sample for cell in cells[:2]}
-    known = {row[key] for _, row in json_rows(metadata, BadLines(skip=True)) if row.get(key) in ids}
+    known = {row[key] for _, row in json_rows(metadata, BadLines(bad.skip)) if row.get(key) in ids}
     place = item_column(reviews, sample, known)
     for line, cells in csv_rows(reviews, bad):
         if len(cells) == 4:

@@ -70,7 +70,7 @@ def is_header(cells: list[str]) -> bool:
 
 def pair_rows(path: Path, known: Collection[str], bad: BadLines) -> Iterator[tuple[int, str, str, str | None, None]]:
     """Line, user, item and time of every interaction; no time in a file without."""
-    place, columns = item_column(path, csv_rows(path, BadLines(skip=True)), known), len(first_row(path)[1])
+    place, columns = item_column(path, csv_rows(path, BadLines(bad.skip)), known), len(first_row(path)[1])
     for number, (line, cells) in enumerate(csv_rows(path, bad)):
         if len(cells) != columns:
             bad(path, line, f"expected {columns} cells, found {shortened(','.join(cells))}")

@@ -142,11 +142,11 @@ def opened(path: Path, delimiter: str | None, bad: BadLines) -> tuple[list[str],
         return opened_parquet(path)
     kind, _ = first_row(path)
     if kind == "json":
-        start = [row for _, row in islice(json_rows(path, BadLines(skip=True)), 1000)]
+        start = [row for _, row in islice(json_rows(path, BadLines(bad.skip)), 1000)]
         names = list(dict.fromkeys(chain.from_iterable(start)))  # what the first row lacks, others may have
         return names, ((line, [row.get(name) for name in names]) for line, row in json_rows(path, bad))
     delimiter = delimiter or ("\t" if kind == "tsv" else ",")
-    return next(csv_rows(path, BadLines(skip=True), delimiter), (0, [""]))[1], csv_rows(path, bad, delimiter)
+    return next(csv_rows(path, BadLines(bad.skip), delimiter), (0, [""]))[1], csv_rows(path, bad, delimiter)
 
 
 def opened_parquet(path: Path) -> tuple[list[str], Rows]:

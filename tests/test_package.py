@@ -58,7 +58,7 @@ def test_the_mathematics_needs_pytorch_alone(name):
 
 def test_data_is_read_without_torch():
     """So that the scripts in data/ that compute nothing start at once."""
-    modules = ", ".join(f"hanorec.data.{name}" for name in ("interactions", "catalog", "examples", "toy"))
+    modules = ", ".join(f"hanorec.data.{name}" for name in ("interactions", "catalog", "examples", "toy", "prepare"))
     command = f"import sys, {modules}; print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", command], text=True).strip() == "False"
 

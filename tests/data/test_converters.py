@@ -542,6 +542,16 @@ def test_tables_in_other_forms(tmp_path, script, files, options):
     assert titles(tmp_path / "out") == {"1": 'Say "hi", you', "2": "Two", "3": "Three"}
 
 
+def test_ids_are_any_words_also_those_of_a_header_or_a_path(tmp_path, script):
+    files = {
+        "interactions.csv": "user,item\n=1 +1,item\n=1 +1,../x\n=1 +1,id\n",
+        "items.csv": "id,name\nitem,A\n../x,B\nid,C\n",
+    }
+    assert script("prepare_table", write(tmp_path / "raw", files), tmp_path / "out", "--keep-without-image")[0] == 0
+    assert read(tmp_path / "out") == {"=1 +1": "item ../x id"}
+    assert titles(tmp_path / "out") == {"../x": "B", "id": "C", "item": "A"}
+
+
 @pytest.mark.parametrize("day", [date, datetime, lambda *day: int(datetime(*day).timestamp())])
 def test_parquet_is_read_where_pyarrow_is_installed(tmp_path, script, day):
     pyarrow = pytest.importorskip("pyarrow")
@@ -565,10 +575,11 @@ def test_parquet_is_read_where_pyarrow_is_installed(tmp_path, script, day):
         (("--interactions", "orders.csv", "--delimiter", ";", "--user", "5"), "expected a column 5, found"),
         (("--delimiter", ";;"), "expected one character, not ';;'"),
         (("--interactions", "x.parquet"), "x.parquet: "),
+        (("--interactions", "wide.csv"), "wide.csv:1: not UTF-8, byte 0xff"),
     ],
 )  # fmt: skip
 def test_tables_that_cannot_be_read_are_named(tmp_path, script, options, message):
-    raw = write(tmp_path / "raw", SHOP | {"x.parquet": "no parquet"})
+    raw = write(tmp_path / "raw", SHOP | {"x.parquet": "no parquet", "wide.csv": "a,b".encode("utf-16")})
     status, printed, error = script("prepare_table", raw, tmp_path / "out", "--items", "products.jsonl", *options)
     assert (status, printed) == (2, "") and message in error
 

@@ -157,6 +157,7 @@ def test_titles_are_put_into_reading_order(catalogued, read):
 @pytest.mark.parametrize(
     ("name", "line", "message"),
     [
+        ("u.item", "../x|Heat (1999)", "the item id '../x' cannot be a file's name"),
         ("u.data", "1\t2\t5", r"u.data:14: expected at least 4 cells separated by '\t', found '1\t2\t5'"),
         ("u.data", "1\t2\tx\t9", "u.data:14: expected a rating, found 'x'"),
         ("u.item", "8", "u.item:8: expected at least 2 cells separated by '|', found '8'"),
@@ -166,6 +167,9 @@ def test_titles_are_put_into_reading_order(catalogued, read):
 def test_bad_raw_files_are_named(tmp_path, raw, posters, script, name, line, message):
     with (raw / name).open("a") as file:
         file.write(line + "\n")
+    if "../x" in line:
+        covers(posters, "Heat (1999).png")
+        (raw / "u.data").write_text("".join(f"1\t{movie}\t5\t1\n" for movie in (1, 2, 3, 4, 6, "../x")))
     if name == "ratings.dat":
         (raw / "u.item").unlink()
     status, printed, error = script("prepare_movielens", raw, tmp_path / "out", "--images", posters)

@@ -229,5 +229,6 @@ def _write_rows(folder: Path, rows: Mapping[str, Mapping[str, list[str]]]) -> No
 def _write_texts(path: Path, what: str, texts: Mapping[str, str]) -> None:
     """Write a file of item and text, unless there is none."""
     if texts:
+        header = [] if "item" in texts and what != "url" else [("item", what)]  # such an item would be the header
         with path.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([("item", what), *texts.items()])
+            csv.writer(file, lineterminator="\n").writerows([*header, *texts.items()])

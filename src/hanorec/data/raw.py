@@ -177,7 +177,7 @@ def find_file(folder: Path, expected: str, fits: Fits, *names: str) -> Path:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
     paths = sorted(path for path in (*folder.glob("*"), *folder.glob("*/*")) if path.suffix.lower() in TEXT_SUFFIXES)
-    starts = {path: first_row(path) for path in paths if path.is_file()}
+    starts = {path: first_row(path) for path in paths if path.is_file() and not path.match("*.tar.gz")}
     fitting = [path for path, start in starts.items() if fits(*start)]
     for name in names:
         if named := [path for path in fitting if path.match(name)]:
