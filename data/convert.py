@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from hanorec.data.prepare import Prepared, Raw, Settings, prepare
 from hanorec.data.raw import BadLines
-from hanorec.errors import DataError, exit_on_user_error
+from hanorec.errors import DataError, exit_on_user_error, shown
 from hanorec.training.bounds import BoundedOption
 
 Read = Callable[[argparse.Namespace, BadLines], Raw]
@@ -126,7 +127,7 @@ def check_output(out: Path, overwrite: bool, sources: Sequence[Path]) -> None:
 
 
 def report(prepared: Prepared, first_bad_line: str, out: Path) -> str:
-    """The steps as a table, what else was counted, and where the dataset is."""
+    """The steps as a table, what else was counted, where the dataset is, and the commands that go on."""
     width = max(len(step.step) for step in prepared.steps)
     lines = [f"{'':{width}}  {'users':>10}  {'items':>10}  {'interactions':>12}"]
     for step in prepared.steps:
@@ -136,5 +137,7 @@ def report(prepared: Prepared, first_bad_line: str, out: Path) -> str:
         lines.append(f"the first bad line: {first_bad_line}")
     rows = ", ".join(f"{number:,} in {split}.tsv" for split, number in prepared.rows.items())
     lines.append(f"rows: {rows}")
-    lines.append(f"made {out} from {', '.join(prepared.files)}")
-    return "\n".join(lines)
+    lines += [f"made {out} from {', '.join(prepared.files)}", "", "next:"]
+    scripts = ["fetch_images.py"] * bool(prepared.counts["images to be fetched"]) + ["inspect_dataset.py"]
+    lines += [f"    python data/{script} {shlex.quote(str(out))}" for script in scripts]
+    return "\n".join(map(shown, lines))

@@ -33,6 +33,7 @@ def test_microlens_as_published(tmp_path, script):
     assert images(tmp_path / "out") == {"10.jpg": 1, "20.jpg": 2, "30.jpg": 3, "40.jpg": 4}
     assert set(steps(tmp_path / "out")) == {(2, 4, 7)}  # the defaults take nothing away
     assert "1 titles that an earlier item has" in printed and "rows: 2 in train.tsv" in printed
+    assert "fetch_images" not in printed and printed.endswith(f"\n    python data/inspect_dataset.py {tmp_path}/out\n")
 
 
 def test_microlens_with_times_and_titles_whose_commas_are_not_quoted(tmp_path, script):
@@ -422,6 +423,9 @@ def test_amazon_2023_as_published(tmp_path, script, form):
     assert urls(tmp_path / "out") == {"B1": "https://m.x/l.jpg", "B2": "https://m.x/h.jpg", "B4": "https://m.x/h.jpg"}
     assert steps(tmp_path / "out") == [(1, 5, 6), (1, 5, 5), (1, 5, 5), (1, 4, 4), (1, 3, 3), (1, 3, 3)]
     assert "1 times before 1970" in printed and "3 images to be fetched" in printed
+    assert printed.endswith(
+        f"next:\n    python data/fetch_images.py {tmp_path}/out\n    python data/inspect_dataset.py {tmp_path}/out\n"
+    )
     assert script("prepare_amazon", raw, tmp_path / "kept", "--keep-without-image", "--min-rating", "3")[0] == 0
     assert read(tmp_path / "kept") == {"AB": "B4 B2 B3"}
 

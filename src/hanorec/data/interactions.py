@@ -107,7 +107,7 @@ def windows(
         for position in range(max(minimum_history, last) if which == "last" else minimum_history, last + 1):
             length = history - (last - position) % history if which == "nested" else history
             wanted, read = items[position : position + targets], items[max(0, position - length) : position]
-            past = tuple(item for item in read if item not in wanted)
+            past = tuple([item for item in read if item not in wanted])
             trunk_holds_it = which == "nested" and past != read
             if len(past) >= minimum_history and len(set(wanted)) == targets and not trunk_holds_it:
                 result.append(Window(user_history.user, past, wanted, seen, position))
