@@ -1,8 +1,8 @@
 """Interactions as they are logged: who chose what, and when.
 
 In flow rows (user, item, time, rating) in the order of a file; out flows a `Log`, arrays of numbers in the order of
-users and times. Each step of cleaning takes interactions away and is counted, so that others can
-reproduce an item count.
+users and times. Each step of cleaning takes interactions away and is counted, so that others can reproduce an item
+count.
 """
 
 from __future__ import annotations
@@ -22,11 +22,7 @@ from hanorec.data.raw import BadLines, shortened
 from hanorec.data.untrusted import is_blank
 from hanorec.errors import DataError
 
-UNITS = (
-    (1e17, 1e9),
-    (1e14, 1e6),
-    (1e11, 1e3),
-)  # where the median of the times is above the first, the second make a second
+UNITS = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))  # (where the median of the times is above, so many make a second)
 NEVER = float("nan")  # the time, or rating, of an interaction that has none
 
 
