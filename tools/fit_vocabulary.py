@@ -32,6 +32,7 @@ from hanorec.training.bounds import BoundedOption
 
 PHRASES = [HISTORY, *QUESTIONS.values(), "\nAssistant:"]  # of every prompt
 COPIES = 400  # of the titles beside the prose, so that their words become tokens first
+MOST_TITLES = 600_000  # with their copies; those of a large catalogue outweigh the prose with fewer
 
 
 def main() -> None:
@@ -50,7 +51,8 @@ def main() -> None:
     titles = list(read_catalog(args.data).titles)
     before = AutoTokenizer.from_pretrained(PRETRAINED)
     whole = [*titles, *PHRASES] if args.whole_titles else ()
-    now = save_with_vocabulary(args.output, vocabulary_texts() + titles * COPIES, args.size, whole)
+    copies = max(1, min(COPIES, MOST_TITLES // len(titles)))
+    now = save_with_vocabulary(args.output, vocabulary_texts() + titles * copies, args.size, whole)
     old, new = (sum(map(len, tokenizer(titles).input_ids)) / len(titles) for tokenizer in (before, now))
     print(f"made {args.output}: {len(now)} tokens; a title has {old:.1f} tokens before and {new:.1f} now")
 
