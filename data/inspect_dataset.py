@@ -94,7 +94,7 @@ def main() -> None:
         least = sft_minutes(backbone, data, windows["train"], advice)
         minutes = f"takes some {max(1, least):.0f} min on this machine as busy as it is now"
     print(f"\nTo run next. SFT {minutes}:\n")
-    print("\n".join(commands(args.folder, advice, len(rows["train"]))))
+    print("\n".join(commands(data, advice)))
 
 
 # what is in it
@@ -233,20 +233,26 @@ def add_vocabulary(backbone: Backbone, data: Dataset, vocabulary: str) -> None:
     backbone.model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
 
 
-def commands(folder: Path, advice: Advice, users: int) -> list[str]:
+def commands(data: Dataset, advice: Advice) -> list[str]:
     """The commands to run next, one a line."""
-    data, name = shlex.quote(shown(str(folder))), re.sub(r"[^\w.-]", "-", folder.resolve().name)
+    folder, name = shlex.quote(shown(str(data.folder))), re.sub(r"[^\w.-]", "-", data.folder.resolve().name)
     sft, hanorec, fitted = f"runs/{name}-sft", f"runs/{name}-hanorec", f"runs/{name}-tiny"
-    whole = " --whole-titles" if advice.vocabulary == "whole titles" else ""
-    few = users > MOST_USERS
-    lines = [f"python tools/fit_vocabulary.py --data {data} --output {fitted}{whole}"] * bool(advice.vocabulary)
+    lines, start, users = [], "", ""
+    if (data.folder / "image_urls.csv").is_file() and None in data.catalog.images:
+        lines.append(f"python data/fetch_images.py {folder}")
+    if advice.vocabulary:
+        whole = " --whole-titles" if advice.vocabulary == "whole titles" else ""
+        lines.append(f"python tools/fit_vocabulary.py --data {folder} --output {fitted}{whole}")
+        start = f" --backbone {fitted}"
+    if len(data.train) > MOST_USERS:
+        users = f"users {MOST_USERS}"
+    options = f"--history {advice.history} --epochs {advice.epochs:g} --batch-size {advice.batch_size}"
     return [
         *lines,
-        f"python train_sft.py --data {data}{f' --backbone {fitted}' * bool(lines)} --history {advice.history} "
-        f"--epochs {advice.epochs:g} --batch-size {advice.batch_size} --output {sft}",
-        f"python train_dpo.py --sft {sft}{f' --train-users {MOST_USERS}' * few} --output {hanorec}",
-        f"python evaluate.py --runs {sft} {hanorec} --split val --baselines popularity co-occurrence"
-        + f" --users {MOST_USERS}" * few,
+        f"python train_sft.py --data {folder}{start} {options} --output {sft}",
+        f"python train_dpo.py --sft {sft}{users and f' --train-{users}'} --output {hanorec}",
+        f"python evaluate.py --runs {sft} {hanorec} --split val{users and f' --{users}'} "
+        "--baselines popularity co-occurrence",
     ]
 
 

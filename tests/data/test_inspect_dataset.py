@@ -62,6 +62,7 @@ def test_what_is_in_a_dataset_is_counted_and_what_will_hurt_is_told(tmp_path, in
     rows = {"train": "u\t0 1 2\nv\t2 4\n", "val": "u\t0 1 2 4\nv\t2 4 3\n", "test": "u\t0 1 2 4 9\nv\t2 4 3 0\n"}
     folder = written(tmp_path / "my data", rows, titles)
     (folder / "images" / "2.png").write_bytes(b"no image")
+    (folder / "image_urls.csv").write_text("item,url\n1,https://example.org/1.png\n")
     status, said, warned = inspect(folder)
     assert status == 0
     for line in (
