@@ -212,7 +212,7 @@ def download(client: httpx2.Client, url: str, path: Path, limits: Limits, pauses
             with client.stream("GET", url) as response:
                 reason = f"HTTP {response.status_code}"
                 if response.status_code not in TRIED_AGAIN:
-                    reason = write_body(response, path, limits) if response.status_code == 200 else reason
+                    reason = write_body(response, path, limits, pauses.stop) if response.status_code == 200 else reason
                     pauses.lost[host] = 0
                     return reason
                 asked = retry_after(response)
@@ -231,8 +231,8 @@ def download(client: httpx2.Client, url: str, path: Path, limits: Limits, pauses
     return f"{reason} (tried {limits.retries + 1} times)"
 
 
-def write_body(response: httpx2.Response, path: Path, limits: Limits) -> str:
-    """Write a response's body into a file; returns why it is not written, or nothing.
+def write_body(response: httpx2.Response, path: Path, limits: Limits, stop: threading.Event) -> str:
+    """Write a response's body into a file, until all is to stop; returns why it is not written, or nothing.
 
     Errors: TimeoutError where it takes too long in all, and those of the HTTP client.
     """
@@ -246,6 +246,8 @@ def write_body(response: httpx2.Response, path: Path, limits: Limits) -> str:
             written += file.write(chunk)
             if written > limits.most_bytes:
                 return too_large
+            if stop.is_set():
+                return "stopped"
             if time.monotonic() > end:
                 raise TimeoutError(f"not done after {4 * limits.seconds:g} seconds")
     return ""

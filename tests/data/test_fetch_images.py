@@ -148,8 +148,12 @@ def test_a_server_that_is_silent_for_too_long_is_left(server, fetch):
 
 def test_a_server_that_is_never_silent_and_never_done_is_left(tmp_path):
     drip = SimpleNamespace(headers={}, iter_bytes=lambda: (time.sleep(0.01) or b"x" for _ in range(1000)))
+    limits, stop = fetch_images.Limits(1, 2000, 0.02), threading.Event()
     with pytest.raises(TimeoutError, match="not done after 0.08 seconds"):
-        fetch_images.write_body(drip, tmp_path / "a", fetch_images.Limits(1, 2000, 0.02))
+        fetch_images.write_body(drip, tmp_path / "a", limits, stop)
+    stop.set()  # by Ctrl-C
+    assert fetch_images.write_body(drip, tmp_path / "a", limits, stop) == "stopped"
+    assert (tmp_path / "a").stat().st_size == 1
 
 
 def test_a_host_that_gives_no_image_is_left_alone(server, fetch):
