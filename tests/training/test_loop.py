@@ -17,6 +17,7 @@ import pytest
 import torch
 from processes import SERVER
 
+from experiments.checks.power_cut import Killed, cut, dies_at
 from hanorec import files
 from hanorec.data.batching import batches, epoch_order
 from hanorec.errors import DataError, Interrupted, MachineError, exit_on_user_error
@@ -240,52 +241,16 @@ def test_a_stopped_run_ends_with_the_status_that_its_signal_has(tmp_path, number
     assert stop.value.code == status and "go on with --resume" in capsys.readouterr().err.splitlines()[-1]
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing of the run's own may run after it but what Python unwinds."""
-
-
-OPERATIONS = [(checkpoints, "save_file"), (Path, "mkdir"), (Path, "write_text"), (Path, "rename"), (Path, "replace"),
-              (files.os, "fsync"), (checkpoints.shutil, "rmtree")]  # fmt: skip
-
-
 @pytest.mark.parametrize("power", [True, False], ids=["killed", "power-cut"])
 @pytest.mark.parametrize("moment", range(0, 72, 5))
-def test_a_run_that_died_between_any_two_operations_on_files_ends_as_if_it_had_not(
-    tmp_path, monkeypatch, moment, power
-):
+def test_a_run_that_died_between_any_two_operations_on_files_ends_as_if_it_had_not(tmp_path, moment, power):
     """From the start of a run to its end, at every fifth operation on a file, before it or after it. Where the power
     goes too, a file has what was forced to the disk, or nothing."""
     train(tmp_path / "whole")
-    done, on_disk, fsync = 0, {}, os.fsync
-
-    def forced(number):
-        fsync(number)
-        path = Path(f"/proc/self/fd/{number}").resolve()
-        if path.is_file():
-            on_disk[path.stat().st_ino] = path.read_bytes()
-
-    def dying(operation):
-        def call(*arguments, **named):
-            nonlocal done
-            done += 1
-            if done == moment + 1 and moment % 2:
-                raise Killed
-            result = operation(*arguments, **named)
-            if done == moment + 1:
-                raise Killed
-            return result
-
-        return call
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", forced)
-        for owner, name in OPERATIONS:
-            patch.setattr(owner, name, dying(getattr(owner, name)))
-        with pytest.raises(Killed):
-            train(tmp_path / "halved")
-    for path in () if power else (tmp_path / "halved").rglob("*"):
-        if path.is_file():
-            path.write_bytes(on_disk.get(path.stat().st_ino, b""))
+    with dies_at(moment) as on_disk, pytest.raises(Killed):
+        train(tmp_path / "halved")
+    if not power:
+        cut(tmp_path / "halved", on_disk)
     again = dict(resume=(tmp_path / "halved").exists())
     if not (tmp_path / "halved" / "finished.json").exists():
         train(tmp_path / "halved", **again)
@@ -450,7 +415,7 @@ def test_a_cache_in_the_runs_folder_is_refused_before_it_is_written(tmp_path):
         assert not (tmp_path / run).exists()
 
 
-def cut(path):
+def shorten(path):
     path.write_bytes(path.read_bytes()[:20])
 
 
@@ -458,7 +423,7 @@ def test_where_a_checkpoint_is_cut_short_the_one_before_is_used(tmp_path):
     train(tmp_path / "whole")
     with pytest.raises(Interrupted):
         train(tmp_path / "run", stop_at=(4, signal.SIGINT))
-    cut(tmp_path / "run" / "checkpoint" / "weights.safetensors")
+    shorten(tmp_path / "run" / "checkpoint" / "weights.safetensors")
     with pytest.warns(UserWarning, match="checkpoint: not a whole checkpoint of this run.*going on from .* step 4"):
         train(tmp_path / "run", resume=True)
     same_outcome(tmp_path / "whole", tmp_path / "run")
@@ -491,8 +456,8 @@ def test_where_a_checkpoints_tensors_are_damaged_the_one_before_is_used(tmp_path
 def test_where_no_checkpoint_is_whole_the_error_names_them(tmp_path):
     with pytest.raises(Interrupted):
         train(tmp_path / "run", stop_at=(4, signal.SIGINT))
-    cut(tmp_path / "run" / "checkpoint" / "weights.safetensors")
-    cut(tmp_path / "run" / "checkpoint.old" / "optimizer.safetensors")
+    shorten(tmp_path / "run" / "checkpoint" / "weights.safetensors")
+    shorten(tmp_path / "run" / "checkpoint.old" / "optimizer.safetensors")
     with pytest.raises(DataError, match="checkpoint: not a whole checkpoint.*checkpoint.old: not a whole checkpoint"):
         train(tmp_path / "run", resume=True)
 
