@@ -4,6 +4,7 @@
     python evaluate.py                                         runs/sft and runs/hanorec on the test split
     python evaluate.py --split cold --modality full blank      does the model look at the images?
     python evaluate.py --runs runs/sft runs/dpo --users 500
+    python evaluate.py --runs tiny runs/sft                    the backbone before any training, and after SFT
     python evaluate.py --candidates all                        among the whole catalogue
     python evaluate.py --baselines random popularity           without those that train for minutes
     python evaluate.py --negatives popularity                  among items that are drawn by their popularity
@@ -42,6 +43,7 @@ from hanorec.evaluation.measures import (
 )
 from hanorec.evaluation.ranking import answer_with_model
 from hanorec.evaluation.report import by_length_table, results_table, share_of_possible, user_lists
+from hanorec.models.backbone import check_hub, load_backbone
 from hanorec.randomness import rng
 from hanorec.recommenders.networks import NETWORKS
 from hanorec.recommenders.training import VALIDATION_USERS
@@ -49,8 +51,8 @@ from hanorec.training.command_line import parse
 from hanorec.training.digests import check_run, warn_of_changed_data
 from hanorec.training.evaluation_options import EvaluationOptions, complete_evaluation
 from hanorec.training.inputs import open_examples, open_prompts
-from hanorec.training.options import SFTOptions, cache_folder
-from hanorec.training.run_config import but_for_the_seed, sft_options
+from hanorec.training.options import SFTOptions, cache_folder, complete_sft
+from hanorec.training.run_config import but_for_the_seed, is_run, sft_options
 from hanorec.training.runs import load_run
 
 
@@ -59,12 +61,13 @@ def main() -> None:
     baselines = baseline_names(options.baselines)
     if options.against not in (None, *options.runs, *baselines):
         raise DataError(f"--against {options.against}: is none of the runs and baselines that are evaluated")
-    runs = {run: sft_options(run) for run in options.runs}
+    runs = read_runs(options.runs)
     sft = complete_evaluation(options, runs)  # what is ranked, and how prompts are written
     data = open_dataset(options.data)
-    for run, each in runs.items():  # what is wrong with the last is said before hours of ranking the first
+    for run in filter(is_run, runs):  # what is wrong with the last is said before hours of ranking the first
         check_run(run, changed_run=options.changed_run)
         warn_of_changed_data(run, data.folder)
+    for each in runs.values():
         data.descriptions(each.item_view)
     full_catalog = FullCatalog(data.warm) if options.candidates == "all" else None
     drawn: dict[str, Any] = {"seed": options.seed, "rejected": 0}
@@ -78,7 +81,7 @@ def main() -> None:
 
     of_runs: dict[str, Answers] = {}
     for run in runs:
-        of_runs |= run_answers(run, data, examples, options, full_catalog)
+        of_runs |= run_answers(run, runs[run], data, examples, options, full_catalog)
     if not distributed.is_main_process():
         return
     validation: list[Example] = []
@@ -94,17 +97,45 @@ def main() -> None:
         names=baselines,
         validation=validation,
         seed=options.seed,
-        cache=cache_folder(options.cache, options.runs[0]),
+        cache=cache_of(options),
     )
     report(options, sft, data, examples, answers | of_runs)
 
 
+def read_runs(names: list[str]) -> dict[str, SFTOptions]:
+    """How each run reads prompts, by its folder. A checkpoint that no run has trained reads them as the first run does,
+    or by the defaults. Errors: DataError for what is neither."""
+    own = {name: sft_options(name) if is_run(name) else None for name in names}
+    usual = next(filter(None, own.values()), SFTOptions())
+    complete_sft(usual)
+    for name in names:
+        if own[name] is None and name != "tiny" and not (Path(name) / "config.json").is_file():
+            try:
+                check_hub(name)
+            except DataError as error:
+                raise DataError(f"{name}: not a run's folder; {error}") from error
+    return {name: options or usual for name, options in own.items()}
+
+
+def cache_of(options: EvaluationOptions) -> Path:
+    """--cache, or cache/ beside the first run; nothing is written beside a checkpoint."""
+    return cache_folder(options.cache, next(filter(is_run, options.runs), "runs/none"))
+
+
 def run_answers(
-    run: str, data: Dataset, examples: list[Example], options: EvaluationOptions, full_catalog: FullCatalog | None
+    run: str,
+    sft: SFTOptions,
+    data: Dataset,
+    examples: list[Example],
+    options: EvaluationOptions,
+    full_catalog: FullCatalog | None,
 ) -> dict[str, Answers]:
-    """A run's answers, once for each modality, by the name of their row in the table."""
-    backbone, sft = load_run(run, remote_code=options.remote_code, changed_run=options.changed_run)
-    sft, cache = replace(sft, task=options.task), cache_folder(options.cache, options.runs[0])
+    """A run's or a checkpoint's answers, once for each modality, by the name of their row in the table."""
+    if is_run(run):
+        backbone, _ = load_run(run, remote_code=options.remote_code, changed_run=options.changed_run)
+    else:
+        backbone = load_backbone(run, views=sft.image_views, remote_code=options.remote_code)
+    sft, cache = replace(sft, task=options.task), cache_of(options)
     answers, images = {}, None
     for modality in options.modality:
         mask_titles = modality == "no-titles"
@@ -148,7 +179,7 @@ def report(
         of_user = {run: each[user] for run, each in scores.items() if each is not None}
         print("\n" + user_lists(example, data.catalog.titles, of_user))
     failures = []
-    for run in options.runs:  # last, so that a folder that cannot be written takes no table away
+    for run in filter(is_run, options.runs):  # last, so that a folder that cannot be written takes no table away
         try:
             files.remove_leftovers(Path(run))
             write_results(run, options, sft.protocol, results, by_length, answers, examples)
@@ -168,7 +199,7 @@ def report_differences(
     if sft.task == "yesno" or methods == [against]:  # an AUC is of all users together
         return
     of_users = {method: user_measures(sft.task, each, examples, sft.protocol) for method, each in answers.items()}
-    groups = seed_groups({run: but_for_the_seed(run) for run in options.runs if run in answers})
+    groups = seed_groups({run: but_for_the_seed(run) for run in options.runs if run in answers and is_run(run)})
     if groups:
         print("\n" + seeds_table(groups, of_users, list(of_users[against])))
     first = "HR@10" if options.candidates == "all" else FIRST_MEASURE[sft.task]

@@ -379,6 +379,21 @@ def test_a_run_keeps_the_view_of_an_item(script, toy_folder, runs, tmp_path, sft
     assert status == 2 and "descriptions.csv: no such file" in errors
 
 
+def test_a_backbone_before_training_is_a_row_and_nothing_is_written_beside_it(
+    script, toy_folder, tmp_path, monkeypatch, random_backbone, sft_run
+):
+    base = shutil.copytree(random_backbone, tmp_path / "models" / "base")
+    before = {path: path.stat().st_mtime_ns for path in base.parent.rglob("*")}
+    monkeypatch.chdir(tmp_path)
+    status, out, errors = script("evaluate", "--runs", base, sft_run, "--users", 4)
+    assert status == 0, errors
+    assert "candidates: 20" in out and re.search(rf"^\| {base} +\| 0\.", out, re.MULTILINE) and f"| less {base}" in out
+    status, out, errors = script("evaluate", "--runs", "tiny", base, "--data", toy_folder, "--users", 4)
+    assert status == 0 and re.search(r"^\| tiny +\| 0\.", out, re.MULTILINE), errors
+    assert {path: path.stat().st_mtime_ns for path in base.parent.rglob("*")} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"models", "runs"}  # the cache
+
+
 def test_candidates_that_are_drawn_by_popularity_take_its_lead_from_popularity(script, sft_run):
     """Among items drawn by it, how popular an item is says less of whether it was chosen than among any items."""
     found = {}

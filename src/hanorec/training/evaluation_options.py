@@ -27,7 +27,11 @@ PROMPT_SETTINGS = ("protocol", "list_candidates", "image_pixels", "image_views")
 class EvaluatedOptions:
     _argument_group_name = "what is evaluated"
 
-    runs: list[str] = option(["runs/sft", "runs/hanorec"], "folders of finished runs", metavar="DIR")
+    runs: list[str] = option(
+        ["runs/sft", "runs/hanorec"],
+        "folders of finished runs, or backbones before training (tiny, a hub id, a folder)",
+        metavar="DIR",
+    )
     modality: list[str] = option(
         ["full"],
         "what a model sees of the history, one or several of: everything, grey images (blank), images exchanged "
