@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import random
 import shutil
 import subprocess
@@ -74,11 +75,16 @@ def one(stage: str, folder: Path, moment: float, expected: dict[str, str]) -> li
 
 
 def left(run: Path) -> dict[str, str]:
-    """The SHA-256 of every file of a run but those that name its folder: its config and its model card."""
+    """The SHA-256 of every file of a run but those that name its folder: its config and its model card. That of
+    finished.json is without the digests that it keeps of these and of the other files."""
     files = sorted(path for path in run.rglob("*") if path.is_file() and path.name not in ("config.json", "README.md"))
     late = ("checkpoint", ".partial", "lock")  # what a run that was killed when all was done may leave
     files = [path for path in files if not any(part in f"{path.parent.name}/{path.name}" for part in late)]
-    return {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    contents = {str(path.relative_to(run)): path.read_bytes() for path in files}
+    if "finished.json" in contents:
+        finished = json.loads(contents["finished.json"])
+        contents["finished.json"] = json.dumps({k: v for k, v in finished.items() if k != "files"}).encode()
+    return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
 
 
 if __name__ == "__main__":
