@@ -1,7 +1,7 @@
 """What a disk can do to a run: it fills, it cannot be written, its power is cut, and two want one folder.
 
-    python -m experiments.checks.disks              a few minutes; tiny backbone, toy catalogue, on one thread
-    python -m experiments.checks.disks --times 2    fewer of each kind
+    python -m experiments.checks.disks              some ten minutes; tiny backbone, toy catalogue
+    python -m experiments.checks.disks --times 2    fewer full disks and power cuts
 
 A case has survived if the script says in one line what is the matter, with the exit status that the pages promise, and
 if then, resumed with a disk that works, the run leaves every byte that an undisturbed run leaves. Full and read-only
