@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from hanorec.data import dataset
-from hanorec.data.catalog import read_catalog
 from hanorec.data.dataset import check_test_rows, open_dataset, split_examples
 from hanorec.data.interactions import read_sequences
 from hanorec.errors import DataError
@@ -159,12 +158,3 @@ def test_users_draws_windows_by_the_seed(data):
 
     assert len(users(1)) == len(set(users(1))) == 10
     assert users(1) == users(1) != users(2)
-
-
-def test_the_readme_says_how_to_check_a_folder(toy_folder, capsys):
-    """The code in docs/data.md runs as it stands, on another folder."""
-    readme = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    exec(compile(code.replace("my-dataset", toy_folder.as_posix()), "docs/data.md", "exec"), {})
-    rows = len(read_sequences(toy_folder / "train.tsv", read_catalog(toy_folder)))
-    assert capsys.readouterr().out.splitlines()[0].startswith(f"train {rows} rows,")
