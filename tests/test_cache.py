@@ -25,6 +25,7 @@ from hanorec.models import images as catalog_images
 from hanorec.models.backbone import load_backbone
 from hanorec.models.images import CatalogImages
 from hanorec.models.lora import add_lora
+from hanorec.models.packing import Prompt
 from hanorec.models.prompts import Prompts
 from hanorec.models.scoring import score, score_all
 
@@ -240,7 +241,7 @@ def test_reference_log_probabilities_are_computed_once_until_something_changes(r
     assert scored == 0 and again.equal(first)
     assert reference(other_weights)[1] == 9
     assert reference(lambda model, prompts, responses: responses[0].reverse())[1] == 9
-    assert reference(lambda model, prompts, responses: setattr(prompts, "question", [5]))[1] == 9
+    assert reference(lambda model, prompts, responses: setattr(prompts, "question_alone", Prompt([5], [])))[1] == 9
     Image.fromarray(np.full((30, 30, 3), 7, np.uint8)).save(read_catalog(folder).images[0])
     assert reference()[1] == 9
 
