@@ -59,9 +59,12 @@ class Scripts:
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "w", encoding="utf-8") as output:
             process = subprocess.Popen(
-                [sys.executable, ROOT / command[0], *command[1:]], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT,
+                [sys.executable, "-u", ROOT / command[0], *command[1:]],  # unbuffered: the log has what came when
+                cwd=ROOT,
+                stdout=output,
+                stderr=subprocess.STDOUT,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
+            )
         self.running.add(process)
         if self.stopped.is_set():  # stopped in between
             self.stop()
