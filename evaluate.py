@@ -173,7 +173,7 @@ def report(
         share = share_of_possible(results, run, first_measure)
         if share is not None:
             print(f"\n{run} goes {share:.0%} of the way from popularity to the oracle in {first_measure}.")
-    report_differences(options, sft, examples, answers)
+    report_differences(options, sft, examples, answers, first_measure)
     scores = {run: answers[run].scores for run in options.runs}
     for user, example in enumerate(examples[: options.show]):
         of_user = {run: each[user] for run, each in scores.items() if each is not None}
@@ -190,20 +190,23 @@ def report(
 
 
 def report_differences(
-    options: EvaluationOptions, sft: SFTOptions, examples: list[Example], answers: dict[str, Answers]
+    options: EvaluationOptions,
+    sft: SFTOptions,
+    examples: list[Example],
+    answers: dict[str, Answers],
+    first_measure: str,
 ) -> None:
     """Print the means of runs that differ by their seed alone, and by how much the runs differ."""
-    methods = [method for method in answers if method.split(", ")[0] in options.runs]
-    name = BASELINES.get(options.against or options.runs[0], options.against or options.runs[0])
-    against = next(method for method in answers if method.split(", ")[0] == name)
+    rows = {method: name for name in options.runs for method in answers if f"{method}, ".startswith(f"{name}, ")}
+    methods, name = list(rows), options.against or options.runs[0]
+    against = BASELINES.get(name) or next(method for method in methods if rows[method] == name)
     if sft.task == "yesno" or methods == [against]:  # an AUC is of all users together
         return
     of_users = {method: user_measures(sft.task, each, examples, sft.protocol) for method, each in answers.items()}
     groups = seed_groups({run: but_for_the_seed(run) for run in options.runs if run in answers and is_run(run)})
     if groups:
         print("\n" + seeds_table(groups, of_users, list(of_users[against])))
-    first = "HR@10" if options.candidates == "all" else FIRST_MEASURE[sft.task]
-    of_table = list(dict.fromkeys([first, MAIN_MEASURE[sft.task]]))
+    of_table = list(dict.fromkeys([first_measure, MAIN_MEASURE[sft.task]]))
     print("\n" + differences_table(of_users, methods, against, of_table, groups))
 
 
